@@ -1,0 +1,5 @@
+"""`python -m robustml` is the command `robustml`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,5 @@
+"""The attacking wing: importing it registers every attack."""
+
+from . import art, evasion
+
+__all__ = ["art", "evasion"]

@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from ...losses import Loss, loss_named
+from ...registry import Access, Logits, attack
+from ...sampling import Streams
+from ...threats import Ball, Threat, per_row
+from ..active import Columns, Search
+from ..steps import sparse_ascent
+
+_MOMENTUM = 0.75
+_RISING = 0.75  # a run of steps is healthy when at least this share of them raised the loss
+_L1_SHRINK = 1.5  # by how much the L1 schedule reduces the sparsity and the step
+_L1_SMALLEST = 10.0  # the L1 step never falls below the first one divided by this
+# The L1 ball is so thin that a search does better to start in a wider one: (width, share of the steps).
+_L1_STAGES = ((3.0, 0.3), (2.0, 0.3))
+_L1_FEWEST = 10  # steps that are worth dividing
+
+
+@dataclass
+class _State(Columns):
+    z: Tensor
+    """The iterate (n, *shape)."""
+    previous: Tensor
+    value: Tensor
+    """Loss at the iterate (n,)."""
+    gradient: Tensor
+    step: Tensor
+    """Length of the next step (n,)."""
+    best: Tensor
+    """The iterate of the highest loss, with its loss and gradient."""
+    best_value: Tensor
+    best_gradient: Tensor
+    rises: Tensor
+    """Steps since the last checkpoint that raised the loss (n,)."""
+    checkpoint_value: Tensor
+    """The highest loss at the last checkpoint (n,)."""
+    halved: Tensor
+    """Whether the step was halved at the last checkpoint (n,)."""
+    density: Tensor
+    """L1 only: the share of features that a step moves (n,)."""
+    support: Tensor
+    """L1 only: how many features `best` had moved at the last checkpoint (n,)."""
+
+
+@attack(
+    "apgd",
+    access=Access.GRADIENT,
+    norms={"linf", "l2", "l1"},
+    reference="Croce and Hein 2020, Algorithm 1; for L1 Croce and Hein 2021, Algorithm 1",
+)
+def apgd(
+    model: Logits,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: Threat,
+    streams: Streams,
+    loss: str = "ce",
+    steps: Annotated[int, Ge(1)] = 100,
+    restarts: Annotated[int, Ge(1)] = 1,
+) -> Tensor:
+    """Auto-PGD: momentum steps whose size adapts to each sample's progress, from its best point so far.
+
+    Args:
+        loss: What to maximise: "ce", "dlr" or "margin".
+        steps: Gradient steps per restart.
+        restarts: Random starts; a later one works only on samples that still stand.
+    """
+    objective = loss_named(loss)
+    search = Search(model, x, y, threat, streams)
+    run = _run_l1 if threat.norm == "l1" else _run
+    last = x
+    for number in range(restarts):
+        if not search.restart(number):
+            break
+        last = run(search, objective, steps)
+    return search.finish(last)
+
+
+def _start(search: Search, objective: Loss, z: Tensor, step: float, *, record: bool = True) -> _State:
+    value, gradient = search.climb(z, objective, record=record)
+    n, device = len(z), z.device
+    moved = _moved(z, search.x)
+    return _State(
+        z=z,
+        previous=z,
+        value=value,
+        gradient=gradient,
+        step=torch.full((n,), step, dtype=z.dtype, device=device),
+        best=z,
+        best_value=value,
+        best_gradient=gradient,
+        rises=torch.zeros(n, dtype=torch.int64, device=device),
+        checkpoint_value=value,
+        halved=torch.ones(n, dtype=torch.bool, device=device),
+        density=moved / (z[0].numel() * _L1_SHRINK),
+        support=moved,
+    )
+
+
+def _moved(z: Tensor, x: Tensor) -> Tensor:
+    """How many features of each input have changed: (n,)."""
+    return (z != x).flatten(1).sum(1).to(z.dtype)
+
+
+def _run(search: Search, objective: Loss, steps: int) -> Tensor:
+    state = _start(search, objective, search.ball.random(search.streams), 2.0 * search.ball.eps)
+    checkpoints = _checkpoints(steps)
+    since = 0
+    for step in range(steps):
+        if not search.prune(step, state):
+            break
+        momentum = _MOMENTUM if step else 1.0
+        ahead = per_row(state.step, state.z) * search.ball.ascent(state.gradient)
+        ahead = search.ball.project(ahead.add_(state.z))
+        mixed = ahead if step == 0 else _blend(state, ahead, momentum, search)
+        state.previous, state.z = state.z, mixed
+        if step == steps - 1:
+            # The last gradient would not be used; a plain look is all that is left to do.
+            search.look(state.z)
+            break
+        _evaluate(state, search, objective)
+        since += 1
+        if step + 1 in checkpoints:
+            _halve(state, since)
+            since = 0
+    return state.best
+
+
+def _blend(state: _State, ahead: Tensor, momentum: float, search: Search) -> Tensor:
+    moved = state.z + momentum * (ahead - state.z) + (1 - momentum) * (state.z - state.previous)
+    return search.ball.project(moved)
+
+
+def _evaluate(state: _State, search: Search, objective: Loss, *, record: bool = True) -> None:
+    value, gradient = search.climb(state.z, objective, record=record)
+    state.rises = state.rises + (value > state.value)
+    better = value > state.best_value
+    rows = per_row(better, state.z)
+    state.best = torch.where(rows, state.z, state.best)
+    state.best_gradient = torch.where(rows, gradient, state.best_gradient)
+    state.best_value = torch.where(better, value, state.best_value)
+    state.value, state.gradient = value, gradient
+
+
+def _halve(state: _State, since: int) -> None:
+    """Conditions 1 and 2 of the paper: halve the step and go back to the best point."""
+    stalled = state.rises <= _RISING * since
+    stuck = ~state.halved & (state.checkpoint_value >= state.best_value)
+    halve = stalled | stuck
+    state.halved = halve
+    state.checkpoint_value = state.best_value
+    state.step = torch.where(halve, state.step / 2, state.step)
+    _return_to_best(state, halve)
+    state.rises = torch.zeros_like(state.rises)
+
+
+def _return_to_best(state: _State, chosen: Tensor) -> None:
+    rows = per_row(chosen, state.z)
+    state.z = torch.where(rows, state.best, state.z)
+    state.gradient = torch.where(rows, state.best_gradient, state.gradient)
+    state.value = torch.where(chosen, state.best_value, state.value)
+
+
+def _checkpoints(steps: int) -> set[int]:
+    """The steps after which progress is judged: the fractions of section 3.2, times `steps`."""
+    fractions = [0.0, 0.22]
+    while fractions[-1] < 1:
+        fractions.append(fractions[-1] + max(fractions[-1] - fractions[-2] - 0.03, 0.06))
+    return {math.ceil(fraction * steps) for fraction in fractions[1:]}
+
+
+def _run_l1(search: Search, objective: Loss, steps: int) -> Tensor:
+    """Section 4 of the second paper: wider balls first, each stage from the best point of the last."""
+    noise = search.streams.normal(search.x[0].numel(), dtype=search.x.dtype)
+    z = search.x + noise.view_as(search.x)
+    left = steps
+    for width, share in _L1_STAGES if steps >= _L1_FEWEST else ():
+        count = math.ceil(share * steps)
+        left -= count
+        z = _widened(search, objective, z, count, width)
+    return _stage(search, objective, z, left)
+
+
+def _widened(search: Search, objective: Loss, z: Tensor, steps: int, width: float) -> Tensor:
+    """A stage outside of the ball: nothing that it finds counts, but it finds where to look."""
+    threat = search.ball.threat
+    widest = threat.widest(threat.inputs) if threat.inputs is not None else math.inf
+    ball = threat.at(min(width * threat.eps, widest)).around(search.x)
+    state = _start(search, objective, ball.project(z), ball.eps, record=False)
+    for step in range(1, steps):
+        state.z = ball.project(state.z + _sparse_step(state))
+        _evaluate(state, search, objective, record=False)
+        _adapt_sparsity(state, search, ball, step, steps)
+    return state.best
+
+
+def _stage(search: Search, objective: Loss, z: Tensor, steps: int) -> Tensor:
+    state = _start(search, objective, search.ball.project(z), search.ball.eps)
+    for step in range(1, steps + 1):
+        if not search.prune(step - 1, state):
+            break
+        state.z = search.ball.project(state.z + _sparse_step(state))
+        if step == steps:
+            search.look(state.z)
+            break
+        _evaluate(state, search, objective)
+        _adapt_sparsity(state, search, search.ball, step, steps)
+    return state.best
+
+
+def _sparse_step(state: _State) -> Tensor:
+    return per_row(state.step, state.z) * sparse_ascent(state.gradient, state.density)
+
+
+def _adapt_sparsity(state: _State, search: Search, ball: Ball, step: int, steps: int) -> None:
+    """Follow the sparsity of the best point; restart from it when it changed, else shorten the step."""
+    if step % max(int(0.04 * steps), 1):
+        return
+    moved = _moved(state.best, search.x)
+    sparser = moved / state.support < 0.95
+    shorter = (state.step / _L1_SHRINK).clamp_min(ball.eps / _L1_SMALLEST)
+    state.step = torch.where(sparser, torch.full_like(shorter, ball.eps), shorter)
+    state.density = moved / (state.z[0].numel() * _L1_SHRINK)
+    state.support = moved
+    _return_to_best(state, sparser)

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from torch import Tensor
+
+from ...losses import loss_named
+from ...registry import Access, Logits, attack
+from ...sampling import Streams
+from ...threats import Threat
+from ..active import Search
+
+
+@attack(
+    "fgsm",
+    access=Access.GRADIENT,
+    norms={"linf", "l2", "l1"},
+    reference="Goodfellow, Shlens and Szegedy 2015, section 4",
+)
+def fgsm(model: Logits, x: Tensor, y: Tensor, *, threat: Threat, streams: Streams, loss: str = "ce") -> Tensor:
+    """Fast gradient sign method: one step of the full budget along the gradient.
+
+    Args:
+        loss: What to maximise: "ce", "dlr" or "margin".
+    """
+    search = Search(model, x, y, threat, streams)
+    _, gradient = search.climb(x, loss_named(loss))
+    z = search.ball.project(x + search.ball.eps * search.ball.ascent(gradient))
+    search.look(z)
+    return search.finish(z)

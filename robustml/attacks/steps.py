@@ -1,0 +1,31 @@
+"""Steps along a gradient that several attacks take."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..threats import Ball
+
+__all__ = ["free_gradient", "sparse_ascent"]
+
+
+def sparse_ascent(gradient: Tensor, share: Tensor) -> Tensor:
+    """A step of L1 length 1, spread evenly over the features with the largest gradients.
+
+    Args:
+        gradient: Of the loss (n, *shape).
+        share: The share of the features that move, at least one of them: (n,).
+    """
+    size = gradient.flatten(1).abs()
+    features = size.shape[1]
+    smallest = ((1 - share) * features).clamp(0, features - 1).long()
+    threshold = size.sort(dim=1).values.gather(1, smallest[:, None])
+    signs = torch.where(size >= threshold, gradient.flatten(1).sign(), 0.0)
+    return (signs / signs.abs().sum(1, keepdim=True).clamp_min(1e-10)).view_as(gradient)
+
+
+def free_gradient(gradient: Tensor, z: Tensor, ball: Ball) -> Tensor:
+    """The gradient without the features that already are at the end of their range (n, *shape)."""
+    stuck = ((gradient > 0) & (z >= ball.upper)) | ((gradient < 0) & (z <= ball.lower))
+    return gradient.masked_fill(stuck, 0.0)

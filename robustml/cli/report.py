@@ -1,0 +1,32 @@
+"""`robustml report`: show a finished run again, in any format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .options import json_option, show_report
+
+__all__ = ["report"]
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Write a file: .html, .json, .md, .xml (JUnit) or .txt; may be repeated.",
+)
+@json_option
+def report(run: Path, out: tuple[Path, ...], as_json: bool) -> None:
+    """Show the report of RUN (a run folder or a report.json); nothing is computed again."""
+    from ..report.model import Report
+
+    loaded = Report.load(run)
+    for path in out:
+        loaded.save(path)
+        click.echo(f"wrote {path}", err=True)
+    if as_json or not out:
+        show_report(loaded, as_json=as_json)

@@ -1,0 +1,63 @@
+"""Writing files so that a reader, or a killed run, never meets half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+from .errors import RunError
+
+__all__ = ["write_atomic"]
+
+
+def write_atomic(path: str | Path, data: str | bytes) -> None:
+    """Write a whole file or leave what was there: temporary file beside it, fsync, rename.
+
+    Text is written as UTF-8 with the line ends that it has; missing folders are created.
+
+    Raises:
+        RunError: if the file cannot be written (no permission, full disk, a folder in its place).
+    """
+    target = Path(path)
+    # Lone surrogates cannot be encoded; shown as an escape, they do not cost the user the report.
+    content = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists() and not target.is_file():
+            # Pipes and devices (/dev/stdout, /dev/null) must be written to, never replaced.
+            target.write_bytes(content)
+        else:
+            # A link keeps pointing where it did.
+            _replace(target.resolve(), content)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RunError(f"cannot write {str(path)!r}: {reason}") from None
+
+
+def _replace(target: Path, content: bytes) -> None:
+    # Not tempfile: its files are private to the owner, and so would be the report after the rename.
+    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself survive a power cut, where the system lets a folder be synced."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

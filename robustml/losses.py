@@ -1,0 +1,80 @@
+"""The objectives that attacks maximise: one value per sample, larger is closer to a wrong answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .errors import InputError, suggest
+
+__all__ = ["LOSSES", "Loss", "cross_entropy", "dlr", "is_wrong", "loss_named", "margin", "targeted_dlr"]
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+# Keeps the ratio of the DLR loss finite when three logits are equal; small beside any real gap.
+_TINY = 1e-12
+
+
+def is_wrong(logits: Tensor, y: Tensor) -> Tensor:
+    """Whether each prediction is wrong: bool (n,).
+
+    A prediction is right only if all of its logits are numbers and the label's is the first largest, as
+    argmax decides it. An input that makes the model answer NaN therefore counts against the model.
+    """
+    return (logits.argmax(1) != y) | logits.isnan().any(1)
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy of the true label: (n,)."""
+    return torch.nn.functional.cross_entropy(logits, y, reduction="none")
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """Best wrong logit minus the label's (Carlini & Wagner 2017, f6 with the sign turned): (n,)."""
+    label = y[:, None]
+    others = logits.scatter(1, label, -torch.inf)
+    return others.amax(1) - logits.gather(1, label)[:, 0]
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """Difference of logits ratio (Croce & Hein 2020, equation 6): (n,).
+
+    The margin divided by the gap between the largest and the third largest logit, which makes it blind to
+    the scale of the logits. With two classes there is no third logit and the ratio would be constant, so
+    that its gradient vanishes: the plain margin is returned instead.
+    """
+    if logits.shape[1] < 3:
+        return margin(logits, y)
+    top = logits.topk(3, dim=1).values
+    return margin(logits, y) / (top[:, 0] - top[:, 2]).clamp_min(_TINY)
+
+
+def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """Targeted difference of logits ratio (Croce & Hein 2020, equation 7): (n,).
+
+    With three classes the fourth largest logit of the denominator does not exist and the third takes its
+    place; with two classes the plain difference of the logits is returned (see `dlr`).
+    """
+    gap = logits.gather(1, target[:, None])[:, 0] - logits.gather(1, y[:, None])[:, 0]
+    classes = logits.shape[1]
+    if classes < 3:
+        return gap
+    top = logits.topk(min(4, classes), dim=1).values
+    return gap / (top[:, 0] - (top[:, 2] + top[:, -1]) / 2).clamp_min(_TINY)
+
+
+LOSSES: dict[str, Loss] = {"ce": cross_entropy, "dlr": dlr, "margin": margin}
+
+
+def loss_named(name: str) -> Loss:
+    """Look up an untargeted loss.
+
+    Raises:
+        InputError: for a name that is not in `LOSSES`.
+    """
+    try:
+        return LOSSES[name]
+    except KeyError:
+        raise InputError(f"loss={name!r} is not known{suggest(name, LOSSES)}") from None

@@ -1,0 +1,334 @@
+"""From the records of a run to its report: nothing in a report comes from anywhere else."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any, Literal
+
+import numpy as np
+
+from .. import __version__
+from ..data import Dataset
+from ..registry import find_attack
+from ..stress.diagnostics import CODES, diagnose
+from ..stress.estimates import clopper_pearson
+from ..stress.folder import RunFolder
+from ..stress.ledger import Ledger, StageTotals
+from ..stress.plan import Plan, Stage
+from ..stress.suite import AttackEntry
+from ..threats import Threat
+from .gallery import most_fragile
+from .gate import judge_gate
+from .model import Report
+from .parts import (
+    AttackResult,
+    Bounds,
+    ClassResult,
+    Clean,
+    CurvePoint,
+    Data,
+    Diagnostic,
+    Estimate,
+    EvidenceFile,
+    ModelInfo,
+    Passes,
+    Samples,
+    Score,
+    Scores,
+    TargetInfo,
+    ThreatResult,
+)
+
+__all__ = ["build_report"]
+
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+def build_report(plan: Plan, folder: RunFolder, data: Dataset, *, created: str | None = None) -> Report:
+    """Fold the journal of a run into its report.
+
+    Args:
+        plan: The plan of the run.
+        folder: Its folder.
+        data: The data that it names.
+        created: The time to write into the report; now, if not given.
+
+    Raises:
+        InputError: if the journal does not fit the plan, or the evidence cannot be read.
+    """
+    ledger = Ledger(plan, data.y[plan.ids], folder.records)
+    clean = _estimate(plan, int(ledger.correct.sum()))
+    threats = [_threat(ledger, threat, folder, data) for threat in plan.bound_threats]
+    scores = _scores(ledger, threats)
+    distrust = _distrust(ledger, clean, threats)
+    uppers = {threat.name: threat.robust_accuracy.upper for threat in threats}
+    return Report(
+        robustml=__version__,
+        created=created or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        seconds=round(sum(record.seconds for record in folder.records), 3),
+        seed=plan.seed,
+        confidence=plan.confidence,
+        suite=plan.suite.name,
+        command=plan.command,
+        environment=plan.environment,
+        target=_target(plan),
+        clean=Clean(accuracy=clean, per_class=_per_class(ledger, None)),
+        threats=threats,
+        scores=scores,
+        trusted=not distrust,
+        distrust=distrust,
+        verdict=_verdict(plan, threats, scores),
+        gate=judge_gate(plan.gate, clean=clean, scores=scores, threats=uppers, trusted=not distrust),
+        samples=Samples(ids=plan.ids, evidence=_evidence_files(ledger, folder)),
+    )
+
+
+def _estimate(plan: Plan, count: int) -> Estimate:
+    low, high = clopper_pearson(count, plan.samples, plan.confidence)
+    return Estimate(
+        value=count / plan.samples,
+        low=low,
+        high=high,
+        confidence=plan.confidence,
+        count=count,
+        total=plan.samples,
+    )
+
+
+def _target(plan: Plan) -> TargetInfo:
+    return TargetInfo(
+        name=plan.target,
+        model=ModelInfo(
+            name=plan.model_name,
+            access=plan.access,
+            outputs=plan.outputs,
+            parameters=plan.parameters,
+            sha256=plan.model_sha256,
+        ),
+        data=Data(name=plan.data_name, samples=plan.samples, sha256=plan.data_sha256),
+        inputs=plan.inputs,
+        classes=plan.classes,
+        class_names=plan.class_names,
+    )
+
+
+def _threat(ledger: Ledger, threat: Threat, folder: RunFolder, data: Dataset) -> ThreatResult:
+    standing = ledger.standing(threat.norm, threat.eps)
+    attacks = _attacks(ledger, threat)
+    measured = any(attack.attempted for attack in attacks) or not ledger.correct.any()
+    upper = _estimate(ledger.plan, int(standing.sum())) if measured else None
+    return ThreatResult(
+        name=threat.name,
+        norm=threat.norm,
+        eps=threat.eps,
+        adaptive=True,
+        robust_accuracy=Bounds(upper=upper),
+        undecided=upper.value if upper else None,
+        attacks=attacks,
+        curve=_curve(ledger, threat) if measured else [],
+        per_class=_per_class(ledger, standing),
+        diagnostics=[
+            Diagnostic(
+                **vars(CODES[found.code]),
+                code=found.code,
+                status=found.status,
+                value=None if found.value is None else round(found.value, 9),
+                detail=found.detail,
+            )
+            for found in diagnose(ledger, threat)
+        ],
+        outcomes="".join(
+            "s" if stands else "b" if right else "m"
+            for stands, right in zip(standing, ledger.correct, strict=True)
+        ),
+        fragile=most_fragile(ledger, threat, folder, data),
+    )
+
+
+def _attacks(ledger: Ledger, threat: Threat) -> list[AttackResult]:
+    """The suite's attacks in order, then what else broke samples: smaller budgets and diagnostics."""
+    own = [totals for totals in ledger.totals.values() if totals.stage.of == threat.name]
+    rows = [_attack(totals) for totals in own if totals.stage.kind == "attack"]
+    carried = _carried(ledger, threat)
+    if carried is not None:
+        rows.insert(0, carried)
+    for totals in own:
+        found = totals.late if totals.stage.kind == "curve" else totals.broken
+        if totals.stage.kind in {"curve", "ordering"} and found:
+            rows.append(_late(totals, found))
+    return rows
+
+
+def _attack(totals: StageTotals) -> AttackResult:
+    stage = totals.stage
+    entry = stage.entry
+    assert entry is not None
+    status: Literal["ran", "partial", "skipped"] = "ran"
+    reason = None
+    if stage.skipped is not None:
+        status, reason = "skipped", stage.skipped
+    elif totals.missing or totals.status != "complete":
+        kind = {"passes": "the pass budget ran out", "time": "the time budget ran out"}.get(totals.status)
+        unseen = f"{totals.missing} survivors were not attacked" if totals.missing else ""
+        status, reason = "partial", "; ".join(part for part in (kind, unseen) if part)
+    return AttackResult(
+        id=stage.key.partition("/")[2],
+        attack=entry.use,
+        options=entry.options,
+        access=_access(stage),
+        status=status,
+        reason=reason,
+        attempted=totals.attempted,
+        broken=totals.broken,
+        rescued=totals.rescued,
+        unconfirmed=totals.unconfirmed,
+        passes=Passes(forward=totals.forward, backward=totals.backward),
+        seconds=round(totals.seconds, 3),
+    )
+
+
+def _access(stage: Stage) -> Any:
+    entry = stage.entry
+    if entry is None:
+        return "decision"
+    if stage.skipped is not None and isinstance(entry, AttackEntry) and entry.only:
+        # Looking up an attack that did not run could import the whole library that it comes from.
+        return entry.only[0]
+    return find_attack(entry.use).access.label
+
+
+def _carried(ledger: Ledger, threat: Threat) -> AttackResult | None:
+    """What the stages of smaller budgets of the same norm broke before this threat model's turn."""
+    broken = attempted = 0
+    for totals in ledger.totals.values():
+        stage = totals.stage
+        if stage.threat is None or stage.threat.norm != threat.norm or stage.of == threat.name:
+            continue
+        if not _before(ledger, stage.of, threat.name):
+            continue
+        attempted = max(attempted, totals.attempted)
+        broken += totals.broken if stage.threat.eps <= threat.eps else 0
+    if not broken:
+        return None
+    return AttackResult(
+        id="carried-over",
+        attack="evidence from smaller budgets",
+        options={},
+        access="decision",
+        status="ran",
+        attempted=attempted,
+        broken=broken,
+        rescued=0,
+        unconfirmed=0,
+        passes=Passes(),
+        seconds=0.0,
+    )
+
+
+def _before(ledger: Ledger, name: str, other: str) -> bool:
+    names = [threat.name for threat in ledger.plan.bound_threats]
+    return names.index(name) < names.index(other)
+
+
+def _late(totals: StageTotals, found: int) -> AttackResult:
+    stage: Stage = totals.stage
+    return AttackResult(
+        id=stage.key.partition("/")[2],
+        attack=stage.entry.use if stage.entry else "noise",
+        options=stage.entry.options if stage.entry else {},
+        access=_access(stage),
+        status="ran",
+        reason="found by a diagnostic and counted",
+        attempted=totals.attempted,
+        broken=found,
+        rescued=0,
+        unconfirmed=totals.unconfirmed,
+        passes=Passes(forward=totals.forward, backward=totals.backward),
+        seconds=round(totals.seconds, 3),
+    )
+
+
+def _curve(ledger: Ledger, threat: Threat) -> list[CurvePoint]:
+    budgets = {threat.eps} | {
+        totals.stage.threat.eps
+        for totals in ledger.totals.values()
+        if totals.stage.kind == "curve"
+        and totals.stage.threat is not None
+        and totals.stage.of == threat.name
+        and not totals.missing
+    }
+    points = [(0.0, int(ledger.correct.sum()))]
+    points += [(eps, int(ledger.standing(threat.norm, eps).sum())) for eps in sorted(budgets)]
+    return [CurvePoint(eps=eps, robust_accuracy=_estimate(ledger.plan, count)) for eps, count in points]
+
+
+def _per_class(ledger: Ledger, standing: Mask | None) -> list[ClassResult]:
+    rows = []
+    for label, name in enumerate(ledger.plan.class_names):
+        members = ledger.labels == label
+        if members.any():
+            rows.append(
+                ClassResult(
+                    label=label,
+                    name=name,
+                    total=int(members.sum()),
+                    correct=int((members & ledger.correct).sum()),
+                    robust=None if standing is None else int((members & standing).sum()),
+                )
+            )
+    return rows
+
+
+def _scores(ledger: Ledger, threats: list[ThreatResult]) -> Scores:
+    if any(threat.robust_accuracy.upper is None for threat in threats):
+        return Scores()
+    withstood = np.logical_and.reduce([ledger.standing(t.norm, t.eps) for t in ledger.plan.bound_threats])
+    share = _estimate(ledger.plan, int(withstood.sum()))
+    evasion = Score(value=100 * share.value, low=100 * share.low, high=100 * share.high)
+    return Scores(evasion=evasion, overall=evasion)
+
+
+def _distrust(ledger: Ledger, clean: Estimate, threats: list[ThreatResult]) -> list[str]:
+    reasons = []
+    largest = float(np.bincount(ledger.labels).max()) / len(ledger.labels)
+    if clean.value <= largest and clean.low < largest:
+        reasons.append(
+            f"clean accuracy is {100 * clean.value:.1f} %, no better than always naming the largest class "
+            f"({100 * largest:.1f} %): check the labels and the normalization"
+        )
+    for threat in threats:
+        if threat.robust_accuracy.upper is None:
+            reasons.append(f"{threat.name}: no attack of the suite could run, so nothing was measured")
+        for attack in threat.attacks:
+            if attack.status == "partial":
+                reasons.append(f"{threat.name}: {attack.id} is incomplete: {attack.reason}")
+        for diagnostic in threat.diagnostics:
+            if diagnostic.critical and diagnostic.status == "fail":
+                reasons.append(
+                    f"{threat.name}: {diagnostic.code} {diagnostic.title} failed: {diagnostic.detail}"
+                )
+    return reasons
+
+
+def _verdict(plan: Plan, threats: list[ThreatResult], scores: Scores) -> str:
+    names = " and ".join(threat.name for threat in threats)
+    if scores.evasion is None:
+        return f"Robust accuracy under {names} was not measured."
+    count = round(scores.evasion.value * plan.samples / 100)
+    interval = f"[{scores.evasion.low:.1f}, {scores.evasion.high:.1f}]"
+    who = {"gradient": "", "score": " that see only scores", "decision": " that see only labels"}[plan.access]
+    survive = "survives" if count == 1 else "survive"
+    return (
+        f"Of {plan.samples} test inputs, {count} {survive} every attack within {names}{who}: "
+        f"{scores.evasion.value:.1f} % {interval} at {100 * plan.confidence:g} % confidence."
+    )
+
+
+def _evidence_files(ledger: Ledger, folder: RunFolder) -> list[EvidenceFile]:
+    order = {stage.key: number for number, stage in enumerate(ledger.stages)}
+    records = [record for record in folder.records if record.evidence is not None]
+    records.sort(key=lambda record: (order[record.stage], record.chunk, str(record.evidence)))
+    return [
+        EvidenceFile(path=str(record.evidence), sha256=str(record.sha256), samples=len(record.broken))
+        for record in records
+    ]

@@ -1,0 +1,121 @@
+"""Words and numbers as all renderers show them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from .parts import AttackResult, Condition, Diagnostic, Estimate, Score, ThreatResult
+
+__all__ = [
+    "attack_note",
+    "condition_status",
+    "count",
+    "diagnostics_worst_first",
+    "estimate",
+    "gate_status",
+    "number",
+    "per_sample",
+    "percent",
+    "plain",
+    "score",
+    "worst_first",
+]
+
+# Terminal sequences: CSI (colours, cursor), OSC (titles, links) and the shorter ones; see ECMA-48.
+_ESCAPES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b\]|\x9d)[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?|\x1b[ -/]*[0-~]"
+)
+# Scripts such as Persian need these two to spell words; every other invisible character is dropped.
+_JOINERS = "\u200c\u200d"
+
+
+def plain(text: str) -> str:
+    """Make text inert and one line: no terminal escapes, control or direction characters, half surrogates."""
+    return "".join(map(_visible, _ESCAPES.sub("", text)))
+
+
+def _visible(character: str) -> str:
+    if character.isprintable() or character in _JOINERS:
+        return character
+    if character.isspace():
+        return " "
+    # Controls and format characters have no look to replace; an unassigned one has.
+    return "" if character < "\xa0" or character in _FORMAT else "\ufffd"
+
+
+_FORMAT = "\xad\ufeff\u061c\u180e" + "".join(
+    map(chr, (*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070), *range(0xFFF9, 0xFFFC)))
+)
+
+
+def percent(fraction: float | None, digits: int = 1) -> str:
+    """A fraction as a percentage, or "not measured"."""
+    return "not measured" if fraction is None else f"{100 * fraction:.{digits}f} %"
+
+
+def estimate(figure: Estimate | None) -> str:
+    """An estimate with its interval, or "not measured"."""
+    return "not measured" if figure is None else str(figure)
+
+
+def score(figure: Score | None) -> str:
+    """A score with its interval, or "not measured"."""
+    return "not measured" if figure is None else f"{figure.value:.1f} [{figure.low:.1f}, {figure.high:.1f}]"
+
+
+def count(number: int) -> str:
+    """A whole number with its thousands set apart."""
+    return f"{number:,}"
+
+
+def number(value: float | None) -> str:
+    """A number of any size in a few digits, or "-" for none."""
+    return "-" if value is None else f"{value:.4g}"
+
+
+def per_sample(passes: int, attempted: int) -> str:
+    """Passes per attempted sample, or "-" where none was attempted."""
+    if attempted == 0:
+        return "-"
+    mean = passes / attempted
+    return f"{mean:,.0f}" if mean >= 100 else f"{mean:.1f}"
+
+
+def condition_status(condition: Condition) -> str:
+    """PASS, FAIL or NOT MEASURED."""
+    if condition.value is None:
+        return "NOT MEASURED"
+    return "PASS" if condition.passed else "FAIL"
+
+
+def gate_status(passed: bool | None) -> str:
+    """What the gate as a whole says."""
+    return {None: "no gate set", True: "PASSED", False: "FAILED"}[passed]
+
+
+def worst_first(conditions: Iterable[Condition]) -> list[Condition]:
+    """Failed conditions, then those not measured, then those met; the order of the file within each."""
+    order = ("FAIL", "NOT MEASURED", "PASS")
+    return sorted(conditions, key=lambda condition: order.index(condition_status(condition)))
+
+
+def diagnostics_worst_first(threats: Iterable[ThreatResult]) -> list[tuple[ThreatResult, Diagnostic]]:
+    """Every diagnostic with its threat: critical failures, failures, warnings, skipped, passed."""
+    order = ("fail", "warn", "skipped", "pass")
+    found = [(threat, diagnostic) for threat in threats for diagnostic in threat.diagnostics]
+    return sorted(found, key=lambda pair: (order.index(pair[1].status), not pair[1].critical))
+
+
+def attack_note(attack: AttackResult) -> str:
+    """What the row of an attack must say besides its figures, or an empty string."""
+    notes = []
+    if attack.status != "ran":
+        notes.append(f"{attack.status}: {attack.reason or 'no reason was recorded'}")
+    elif attack.reason:
+        notes.append(attack.reason)
+    if attack.rescued:
+        notes.append(f"{count(attack.rescued)} broken at a point that the attack visited but did not return")
+    if attack.unconfirmed:
+        notes.append(f"{count(attack.unconfirmed)} claimed but not confirmed, and not counted")
+    return "; ".join(notes)

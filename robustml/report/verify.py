@@ -1,0 +1,258 @@
+"""Replaying a run: does the evidence hold against the model, and does every figure follow from it?"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data import Dataset
+from ..errors import InputError
+from ..losses import is_wrong, margin
+from ..stress.folder import Evidence, Record, RunFolder
+from ..stress.ledger import Ledger
+from ..stress.plan import Plan, Stage, stages
+from ..stress.units import Bench, Limits, run_unit
+from ..targets import Target
+from .build import build_report
+from .model import Report
+
+__all__ = ["Verification", "verify_run"]
+
+# Another machine or another batch rounds differently; a change of the model or of a sample moves more.
+_SLACK = 1e-3
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a replay found.
+
+    Attributes:
+        problems: One line each; none means that the run is what it says.
+        samples: Clean predictions that were made again.
+        counterexamples: Adversarial inputs that were evaluated again.
+        units: Units of the journal that were attacked again and compared.
+    """
+
+    problems: tuple[str, ...]
+    samples: int
+    counterexamples: int
+    units: int
+
+    @property
+    def passed(self) -> bool:
+        return not self.problems
+
+
+def verify_run(path: Path, target: Target, device: torch.device, *, rerun: int = 0) -> Verification:
+    """Replay a run against the model and the data that it claims to be about.
+
+    The clean predictions and every stored adversarial input are evaluated again, with distance, range and
+    digests; then the report is built anew from the journal and compared figure by figure.
+
+    Args:
+        path: The run folder.
+        target: The model and data, from a source that the caller trusts; nothing in the folder is executed.
+        device: Where to evaluate.
+        rerun: Carry out so many units of the journal again (spread evenly) and compare what they find. This
+            is what can expose an attack that was only claimed to have failed.
+
+    Raises:
+        InputError: if the folder is not a run, or cannot be read as one.
+    """
+    folder, plan = RunFolder.open(path)
+    report = Report.load(path)
+    problems = list(_identity(plan, target))
+    if any(problem.startswith("data") for problem in problems):
+        # Nothing can be replayed on other inputs.
+        return Verification(tuple(problems), 0, 0, 0)
+    replayed = counterexamples = units = 0
+    with target.model.ready(device):
+        bench = Bench(plan, target.model, target.data, device)
+        by_key = {stage.key: stage for stage in stages(plan)}
+        for record in folder.records:
+            if record.stage not in by_key or record.chunk >= plan.chunks:
+                problems.append(f"journal: {record.stage} {record.chunk} is not in the plan")
+            elif record.stage == "clean":
+                problems += _replay_clean(bench, record)
+                replayed += record.attempted
+            elif record.broken:
+                problems += _replay_evidence(bench, folder, record, by_key[record.stage])
+                counterexamples += len(record.broken)
+        if rerun and not problems:
+            units, found = _rerun(bench, folder, rerun)
+            problems += found
+    problems += _figures(plan, folder, target.data, report)
+    return Verification(tuple(problems), replayed, counterexamples, units)
+
+
+def _identity(plan: Plan, target: Target) -> Iterator[str]:
+    if plan.data_sha256 != target.data.sha256 or plan.data_rows != len(target.data):
+        yield f"data: SHA-256 {target.data.sha256[:16]} of the target is not {plan.data_sha256[:16]} of the run"
+    digest = target.model.fingerprint()
+    if digest != plan.model_sha256:
+        yield f"model: SHA-256 {str(digest)[:16]} of the target is not {str(plan.model_sha256)[:16]} of the run"
+    if plan.inputs != target.model.inputs.to_dict() or plan.classes != target.model.classes:
+        yield "model: the input specification or the number of classes of the target is not that of the run"
+
+
+def _replay_clean(bench: Bench, record: Record) -> Iterator[str]:
+    positions = bench.plan.positions(record.chunk)
+    x, y, ids = bench.batch(positions)
+    if not len(record.labels) == len(record.margins) == len(positions):
+        yield f"journal: the clean record of chunk {record.chunk} does not hold one label per sample"
+        return
+    with torch.no_grad():
+        logits = bench.model(x)
+    labels, leads = logits.argmax(1).tolist(), (-margin(logits, y)).tolist()
+    for place, sample in enumerate(ids.tolist()):
+        near = _close(leads[place], record.margins[place])
+        if not near or (labels[place] != record.labels[place] and abs(leads[place]) > _SLACK):
+            yield (
+                f"sample {sample}: the model answers {labels[place]} by {leads[place]:.4f}, "
+                f"the run says {record.labels[place]} by {record.margins[place]:.4f}"
+            )
+
+
+def _close(value: float, stored: float) -> bool:
+    return abs(value - stored) <= _SLACK * max(1.0, abs(stored))
+
+
+def _replay_evidence(bench: Bench, folder: RunFolder, record: Record, stage: Stage) -> Iterator[str]:
+    where = f"{record.stage}, chunk {record.chunk}"
+    try:
+        evidence = folder.read_evidence(record)
+    except InputError as error:
+        ids = ", ".join(str(bench.plan.ids[p]) for p in record.broken[:5] if p < bench.plan.samples)
+        yield f"{where}: {error} (samples {ids}{', …' if len(record.broken) > 5 else ''})"
+        return
+    digests = evidence.digests()
+    damaged = {row for row, digest in enumerate(digests) if digest != _at(record.digests, row)}
+    for row in sorted(damaged):
+        yield f"{where}: evidence of sample {_sample(bench.plan, record.broken[row])} is not what was recorded"
+    content = (folder.path / str(record.evidence)).read_bytes()
+    if not damaged and hashlib.sha256(content).hexdigest() != record.sha256:
+        yield f"{where}: {record.evidence} is not the file that was recorded"
+    yield from _replay_points(bench, stage, record, evidence, skip=damaged)
+
+
+def _at(items: list[str], index: int) -> str | None:
+    return items[index] if index < len(items) else None
+
+
+def _sample(plan: Plan, position: int) -> str:
+    return (
+        str(plan.ids[position])
+        if position < plan.samples
+        else f"at position {position}, which does not exist"
+    )
+
+
+def _replay_points(
+    bench: Bench, stage: Stage, record: Record, evidence: Evidence, *, skip: set[int]
+) -> Iterator[str]:
+    assert stage.threat is not None
+    held = set(bench.plan.positions(record.chunk).tolist())
+    positions = np.asarray(record.broken, dtype=np.int64)
+    if evidence.position.tolist() != record.broken or not set(record.broken) <= held:
+        yield f"{record.stage}, chunk {record.chunk}: the evidence is not about the samples that were recorded"
+        return
+    x, y, ids = bench.batch(positions)
+    point = torch.from_numpy(evidence.x).to(x)
+    if point.shape != x.shape:
+        yield f"{record.stage}, chunk {record.chunk}: the evidence has shape {tuple(point.shape)}"
+        return
+    ball = stage.threat.around(x)
+    with torch.no_grad():
+        logits = bench.model(point)
+    lead = margin(logits, y)
+    failures = _judge(logits, y, lead, ball.contains(point), ball.distance(point), evidence)
+    for row, sample in enumerate(ids.tolist()):
+        if row not in skip and failures[row]:
+            yield f"sample {sample}: {record.stage}: {failures[row]}"
+
+
+def _judge(
+    logits: Tensor, y: Tensor, lead: Tensor, inside: Tensor, distance: Tensor, evidence: Evidence
+) -> list[str | None]:
+    wrong = is_wrong(logits, y)
+    found: list[str | None] = []
+    for row in range(len(y)):
+        value = float(lead[row])
+        if not bool(inside[row]):
+            found.append("the adversarial input is not within the budget and the valid range")
+        elif abs(float(distance[row]) - float(evidence.distance[row])) > 1e-6 * max(
+            1.0, float(distance[row])
+        ):
+            found.append(
+                f"its distance is {float(distance[row]):.6g}, not {float(evidence.distance[row]):.6g}"
+            )
+        elif not bool(wrong[row]) and value < -_SLACK:
+            found.append(f"the model is not fooled: it answers {int(y[row])}, correctly, by {-value:.4f}")
+        elif not _close(value, float(evidence.margin[row])):
+            found.append(f"it fools the model by {value:.4f}, the run says {float(evidence.margin[row]):.4f}")
+        else:
+            found.append(None)
+    return found
+
+
+def _rerun(bench: Bench, folder: RunFolder, count: int) -> tuple[int, list[str]]:
+    """Do some units again, from the state in which the run met them."""
+    plan = bench.plan
+    ledger = Ledger(plan, bench.data.y[plan.ids], [])
+    candidates = [record for record in folder.records if record.status == "complete"]
+    step = max(1, len(candidates) // count)
+    chosen = {(record.stage, record.chunk) for record in candidates[::step][:count]}
+    problems = []
+    for stage in ledger.stages:
+        for chunk in range(plan.chunks):
+            stored = [r for r in folder.records if (r.stage, r.chunk) == (stage.key, chunk)]
+            if (stage.key, chunk) in chosen and len(stored) == 1:
+                limits = Limits(max_passes=None)
+                again, _ = run_unit(bench, stage, chunk, ledger.rows(stage, chunk), limits)
+                if (again.broken, again.labels) != (stored[0].broken, stored[0].labels):
+                    differing = sorted(set(again.broken) ^ set(stored[0].broken))
+                    samples = ", ".join(_sample(plan, position) for position in differing[:5])
+                    problems.append(
+                        f"{stage.key}, chunk {chunk}: done again, it differs on samples {samples}"
+                    )
+            if stored:
+                ledger.take(stage, chunk, stored)
+    return len(chosen), problems
+
+
+def _figures(plan: Plan, folder: RunFolder, data: Dataset, report: Report) -> list[str]:
+    try:
+        rebuilt = build_report(plan, folder, data, created=report.created)
+    except InputError as error:
+        return [f"journal: {error}"]
+    problems = []
+    for path, stated, follows in _differences(
+        report.model_dump(by_alias=True), rebuilt.model_dump(by_alias=True), ""
+    ):
+        problems.append(
+            f"report: {path} is {_brief(stated)}, but {_brief(follows)} follows from the evidence"
+        )
+    return problems
+
+
+def _differences(stated: Any, follows: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(stated, dict) and isinstance(follows, dict):
+        for key in sorted(stated.keys() | follows.keys()):
+            yield from _differences(stated.get(key), follows.get(key), f"{path}.{key}" if path else str(key))
+    elif isinstance(stated, list) and isinstance(follows, list) and len(stated) == len(follows):
+        for index, (left, right) in enumerate(zip(stated, follows, strict=True)):
+            yield from _differences(left, right, f"{path}[{index}]")
+    elif stated != follows:
+        yield path, stated, follows
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

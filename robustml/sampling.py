@@ -1,0 +1,94 @@
+"""Random numbers that belong to a sample, not to a batch.
+
+Every number is a pure function of (seed, purpose, sample id, restart, draw, element), so it does not
+matter in which batch, order, shard or resumed run a sample is worked on. The generator is SplitMix64
+(Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators") used as a counter-based
+hash, written in wrapping int64 tensor arithmetic: the same bits on every device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["Streams", "splitmix64"]
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer
+_MIX_A = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX_B = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def _shift_right(z: Tensor, bits: int) -> Tensor:
+    # torch shifts int64 arithmetically; masking the copied sign bits makes the shift logical.
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def splitmix64(state: Tensor) -> Tensor:
+    """Return the SplitMix64 output that follows each int64 `state` (any shape)."""
+    z = state + _GOLDEN
+    z = (z ^ _shift_right(z, 30)) * _MIX_A
+    z = (z ^ _shift_right(z, 27)) * _MIX_B
+    return z ^ _shift_right(z, 31)
+
+
+class Streams:
+    """One independent random stream per sample; every draw returns one row per sample.
+
+    Args:
+        keys: int64 (n,), one key per sample. Use `Streams.derive` to make them.
+    """
+
+    def __init__(self, keys: Tensor, *, draws: int = 0) -> None:
+        self.keys = keys
+        self._draws = draws
+
+    @classmethod
+    def derive(cls, seed: int, purpose: str, ids: Tensor) -> Streams:
+        """Key one stream per sample by the run's seed, what the numbers are for, and the sample's id."""
+        digest = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest()
+        base = int.from_bytes(digest, "little", signed=True)
+        return cls(splitmix64(splitmix64(ids.to(torch.int64)) ^ base))
+
+    def __len__(self) -> int:
+        return int(self.keys.shape[0])
+
+    def select(self, rows: Tensor) -> Streams:
+        """Keep the streams of some samples, at the point in their sequence that they have reached."""
+        return Streams(self.keys[rows], draws=self._draws)
+
+    def restart(self, number: int) -> Streams:
+        """Fresh streams for restart `number`, independent of these and of what was drawn from them."""
+        return Streams(splitmix64(self.keys ^ splitmix64(torch.full_like(self.keys, number))))
+
+    def bits(self, *shape: int) -> Tensor:
+        """Draw 64 random bits per element: int64 (n, *shape)."""
+        count = math.prod(shape)
+        start = splitmix64(self.keys + torch.full_like(self.keys, self._draws) * _MIX_A)
+        self._draws += 1
+        steps = torch.arange(count, device=self.keys.device) * _GOLDEN
+        return splitmix64(start[:, None] + steps).view(len(self), *shape)
+
+    def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Draw uniformly from [0, 1): (n, *shape)."""
+        digits = 53 if dtype == torch.float64 else 24
+        return _shift_right(self.bits(*shape), 64 - digits).to(dtype) * 2.0**-digits
+
+    def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Draw from the standard normal distribution: (n, *shape)."""
+        # Midpoints of 2**52 cells: exact in float64, symmetric, and never 0 or 1, where the inverse
+        # distribution function is infinite.
+        centred = (_shift_right(self.bits(*shape), 12).to(torch.float64) + 0.5) * 2.0**-52
+        normal: Tensor = torch.special.ndtri(centred)
+        return normal.to(dtype)
+
+    def signs(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Draw -1 or +1 with equal probability: (n, *shape)."""
+        return (_shift_right(self.bits(*shape), 63) * 2 - 1).to(dtype)
+
+    def integers(self, high: Tensor | int, *shape: int) -> Tensor:
+        """Draw integers from 0 to high - 1: int64 (n, *shape); `high` may differ per element."""
+        unit = self.uniform(*shape, dtype=torch.float64)
+        return (unit * high).to(torch.int64)

@@ -1,0 +1,149 @@
+"""Before the first attack: is this a model whose figures would mean anything?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..classifier import Classifier, Model, mode_dependent_layers
+from ..data import Dataset
+from ..errors import InputError, RobustmlError
+
+__all__ = ["Finding", "admit", "infer_classes", "probe"]
+
+_PROBED = 16
+
+Finding = tuple[str, str]
+"""What was looked at, and what was found."""
+
+
+def check_mode(model: Model) -> None:
+    """Refuse a model in training mode where that changes its answers.
+
+    Raises:
+        InputError: naming the layers.
+    """
+    if isinstance(model, Classifier) and (layers := mode_dependent_layers(model.module)):
+        more = f" and {len(layers) - 1} more" if len(layers) > 1 else ""
+        raise InputError(
+            f"the model is in training mode, which matters for {layers[0]}{more}; call model.eval() on it first"
+        )
+
+
+def admit(model: Model, data: Dataset, device: torch.device) -> list[Finding]:
+    """Check a model, made ready for attack, on a few samples.
+
+    Returns:
+        What was checked and found, for `robustml doctor`.
+
+    Raises:
+        InputError: if its outputs have the wrong form, are not numbers or change from call to call.
+    """
+    x = torch.from_numpy(data.x[:_PROBED]).to(device)
+    raw = probe(model, x)
+    n, classes = len(x), model.classes
+    if raw.ndim != 2 or raw.shape != (n, classes):
+        binary = classes == 2 and raw.numel() == n
+        hint = '; declare outputs = "binary-logit" if it is the log-odds of class 1' if binary else ""
+        raise InputError(
+            f"the model returns shape {tuple(raw.shape)} for {n} inputs and {classes} classes; ({n}, {classes}) is wanted{hint}"
+        )
+    if bool(raw.isnan().any()):
+        raise InputError("the model returns NaN for clean inputs; it must return numbers")
+    _check_form(model, raw)
+    again = probe(model, x)
+    difference = float((again - raw).abs().max())
+    if difference > 1e-4 * max(1.0, float(raw.abs().max())):
+        raise InputError(
+            f"the model answers differently when asked again (by up to {difference:.2g}); one draw of a randomized "
+            "model says nothing about its robustness, so it is not accepted"
+        )
+    return [
+        ("output", f"{model.outputs} for {classes} classes"),
+        ("range of the logits", f"{float(raw.min()):.3g} to {float(raw.max()):.3g}"),
+        ("determinism", "two calls agree"),
+        *_gradient(model, x, torch.from_numpy(data.y[:_PROBED]).to(device)),
+    ]
+
+
+def probe(model: Model, x: Tensor) -> Tensor:
+    """Ask the model once.
+
+    Raises:
+        InputError: if it raises.
+    """
+    try:
+        with torch.no_grad():
+            answer = model(x)
+    except RobustmlError:
+        raise
+    except Exception as error:  # user code can raise anything
+        message = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"the model fails on a batch of shape {tuple(x.shape)} and type {x.dtype}: {type(error).__name__}: {message}"
+        ) from error
+    if not isinstance(answer, Tensor):
+        raise InputError(f"the model returns {type(answer).__name__}; it must return one tensor of outputs")
+    return answer
+
+
+def _check_form(model: Model, logits: Tensor) -> None:
+    sums = logits.double().sum(1)
+    looks_like_shares = bool(((logits >= 0) & (logits <= 1)).all()) and bool(((sums - 1).abs() < 1e-4).all())
+    if model.outputs == "logits" and looks_like_shares:
+        raise InputError(
+            "the model returns probabilities (each row is within [0, 1] and sums to 1); remove the softmax, or "
+            'declare outputs = "probabilities"'
+        )
+    if model.outputs == "probabilities":
+        totals = logits.double().exp().sum(1)
+        if not bool(((totals - 1).abs() < 1e-3).all()):
+            raise InputError(
+                f'the model declares outputs = "probabilities", but its rows sum to {float(totals.min()):.3g} to '
+                f"{float(totals.max()):.3g}"
+            )
+
+
+def _gradient(model: Model, x: Tensor, y: Tensor) -> list[Finding]:
+    if not isinstance(model, Classifier):
+        return [("gradient", f"none: {model.access.label} access only")]
+    point = x.clone().requires_grad_()
+    value = torch.nn.functional.cross_entropy(model(point), y)
+    if not value.requires_grad:
+        return [("gradient", "none: the model cuts the graph, so gradient attacks are blind (D01 will fail)")]
+    (gradient,) = torch.autograd.grad(value, point, allow_unused=True)
+    if gradient is None or not bool(gradient.abs().sum() > 0):
+        return [("gradient", "zero everywhere: gradient attacks are blind (D01 will fail)")]
+    return [("gradient", f"reaches the input, largest entry {float(gradient.abs().max()):.3g}")]
+
+
+def infer_classes(module: torch.nn.Module, x: np.ndarray[Any, Any]) -> int:
+    """The number of classes of a bare module, from the width of its output on two samples.
+
+    Raises:
+        InputError: if the output is not one row of numbers per sample.
+    """
+    answer: Any
+    modes = [(layer, layer.training) for layer in module.modules()]
+    home = next((p.device for p in module.parameters()), torch.device("cpu"))
+    try:
+        module.eval()
+        with torch.no_grad():
+            answer = module(torch.from_numpy(x[:2]).to(home))
+    except Exception as error:  # user code can raise anything
+        message = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"the model fails on a batch of shape {x[:2].shape} and type {x.dtype}: {message}"
+        ) from error
+    finally:
+        for layer, training in modes:
+            layer.training = training
+    if not isinstance(answer, Tensor) or answer.ndim != 2 or answer.shape[1] < 2:
+        shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+        raise InputError(
+            f"the model returns {shape} for {len(x[:2])} inputs; wrap it in rml.Classifier(..., classes=..., outputs=...)"
+        )
+    return int(answer.shape[1])

@@ -1,0 +1,153 @@
+"""What the records of a run add up to. A pure fold: the same records give the same figures, in any order."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from ..errors import InputError
+from .folder import Record
+from .plan import Plan, Stage, stages
+from .units import Rows
+
+__all__ = ["Ledger", "StageTotals"]
+
+
+@dataclass
+class StageTotals:
+    """One stage over all chunks that have a record."""
+
+    stage: Stage
+    attempted: int = 0
+    broken: int = 0
+    rescued: int = 0
+    unconfirmed: int = 0
+    forward: int = 0
+    backward: int = 0
+    seconds: float = 0.0
+    missing: int = 0
+    """Samples that the stage should have seen and did not."""
+    status: Literal["complete", "passes", "time"] = "complete"
+    facts: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    late: int = 0
+    """Curve only: samples that stood at the threat's own, larger budget until this stage broke them."""
+
+
+class Ledger:
+    """The state of a run: which samples stand under which threat model.
+
+    Args:
+        plan: The plan.
+        labels: True labels of the planned samples, in the order of `plan.ids`: int64 (n,).
+        records: The finished units, in any order.
+
+    Attributes:
+        predicted: Clean predictions int64 (n,), -1 where the clean pass is missing.
+        eps: For each norm, the smallest budget at which each sample is known to break (infinity if none).
+        totals: What each stage did, by its key.
+
+    Raises:
+        InputError: if a record does not fit the plan or claims what cannot be.
+    """
+
+    def __init__(self, plan: Plan, labels: np.ndarray[Any, Any], records: list[Record]) -> None:
+        self.plan = plan
+        self.labels = labels
+        self.stages = stages(plan)
+        self.predicted = np.full(plan.samples, -1, dtype=np.int64)
+        self.clean_margin = np.full(plan.samples, np.nan)
+        self.eps = {t.norm: np.full(plan.samples, np.inf) for t in plan.bound_threats}
+        self.source: dict[str, list[Record | None]] = {norm: [None] * plan.samples for norm in self.eps}
+        self.totals = {stage.key: StageTotals(stage) for stage in self.stages}
+        by_unit: dict[tuple[str, int], list[Record]] = defaultdict(list)
+        for record in records:
+            if record.stage not in self.totals or record.chunk >= plan.chunks:
+                raise InputError(
+                    f"the journal has a record that is not in the plan: {record.stage} {record.chunk}"
+                )
+            by_unit[record.stage, record.chunk].append(record)
+        for stage in self.stages:
+            for chunk in range(plan.chunks):
+                self.take(stage, chunk, by_unit.get((stage.key, chunk), []))
+
+    @property
+    def correct(self) -> np.ndarray[Any, Any]:
+        """Whether each sample is classified correctly without an attacker: bool (n,)."""
+        equal: np.ndarray[Any, Any] = self.predicted == self.labels
+        return equal
+
+    def standing(self, norm: str, eps: float) -> np.ndarray[Any, Any]:
+        """Whether each sample is correct and not known to break within a budget: bool (n,)."""
+        return self.correct & (self.eps[norm] > eps)
+
+    def rows(self, stage: Stage, chunk: int) -> Rows:
+        """The positions of a chunk that a stage has to look at, as things stand."""
+        positions = self.plan.positions(chunk)
+        if stage.threat is None:
+            return Rows(positions, positions)
+        correct = positions[self.correct[positions]]
+        return Rows(correct, correct[self.eps[stage.threat.norm][correct] > stage.threat.eps])
+
+    def has_work(self, stage: Stage, chunk: int) -> bool:
+        """Whether there is anything for a stage to do on a chunk."""
+        if stage.skipped is not None:
+            return False
+        rows = self.rows(stage, chunk)
+        if stage.kind == "clean":
+            return True
+        if stage.kind in {"attack", "curve"}:
+            return len(rows.standing) > 0
+        return len(rows.first(self.plan.suite.diagnostics.samples).correct) > 0
+
+    def take(self, stage: Stage, chunk: int, records: list[Record]) -> None:
+        """Add the records of one unit; with none of them, count what is missing."""
+        total = self.totals[stage.key]
+        work = self.has_work(stage, chunk)
+        expected = self.rows(stage, chunk)
+        if not records:
+            if work:
+                total.missing += len(expected.standing)
+            return
+        for record in records:
+            self._add(total, expected, record)
+        total.status = records[-1].status if records[-1].status != "complete" else total.status
+
+    def _add(self, total: StageTotals, expected: Rows, record: Record) -> None:
+        total.attempted += record.attempted
+        total.rescued += record.rescued
+        total.unconfirmed += record.unconfirmed
+        total.forward += record.forward
+        total.backward += record.backward
+        total.seconds += record.seconds
+        for name, value in record.facts.items():
+            total.facts[name] += value
+        if total.stage.kind == "clean":
+            if not len(record.labels) == len(record.margins) == len(expected.correct):
+                raise InputError(
+                    f"the clean record of chunk {record.chunk} does not hold one label per sample"
+                )
+            self.predicted[expected.correct] = record.labels
+            self.clean_margin[expected.correct] = record.margins
+            return
+        self._break(total, expected, record)
+
+    def _break(self, total: StageTotals, expected: Rows, record: Record) -> None:
+        threat = total.stage.threat
+        assert threat is not None
+        positions = np.asarray(record.broken, dtype=np.int64)
+        if not set(record.broken) <= set(expected.correct.tolist()):
+            raise InputError(
+                f"{record.stage}, chunk {record.chunk} breaks a sample that it had not been given"
+            )
+        own = next(t for t in self.plan.bound_threats if t.name == total.stage.of)
+        smallest = self.eps[threat.norm]
+        if threat.eps < own.eps:
+            total.late += int((smallest[positions] > own.eps).sum())
+        new = positions[smallest[positions] > threat.eps]
+        total.broken += len(new)
+        smallest[new] = threat.eps
+        for position in new.tolist():
+            self.source[threat.norm][position] = record

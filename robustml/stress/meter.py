@@ -1,0 +1,102 @@
+"""Counting passes, holding attacks to their budget, and keeping every adversarial point they visit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..losses import is_wrong
+from ..registry import Logits
+from ..threats import Ball, per_row
+
+__all__ = ["BudgetSpent", "Meter"]
+
+
+class BudgetSpent(Exception):
+    """Raised inside an attack, through its call of the model, when a budget has run out."""
+
+    def __init__(self, kind: Literal["passes", "time"]) -> None:
+        super().__init__(kind)
+        self.kind = kind
+
+
+class Meter:
+    """The model as one attack sees it on one batch.
+
+    It remembers for each sample the first point queried that was adversarial, within budget and valid, so
+    that nothing an attack found is lost to its bookkeeping (or to a budget). An attack that drops samples
+    from its batch says so through `focus`; calls whose batch cannot be matched are only counted.
+
+    Attributes:
+        forward, backward: Samples that went through the model, and gradients that came back.
+        hit: Whether an adversarial point was visited, bool (n,).
+        point: That point, the input itself where there is none (n, *shape).
+    """
+
+    def __init__(
+        self,
+        model: Logits,
+        ball: Ball,
+        y: Tensor,
+        *,
+        max_passes: float | None = None,
+        deadline: float | None = None,
+        on_pass: Callable[[int], None] | None = None,
+    ) -> None:
+        self._model = model
+        self._ball = ball
+        self._y = y
+        self._max_passes = max_passes
+        self._deadline = deadline
+        self._on_pass = on_pass
+        self.forward = 0
+        self.backward = 0
+        self.hit = torch.zeros(len(y), dtype=torch.bool, device=y.device)
+        self.point = ball.x.clone()
+        self._focused: tuple[Tensor, Ball, Tensor] | None = None
+
+    def focus(self, rows: Tensor) -> None:
+        """Announce which rows of the batch the next calls hold."""
+        everything = len(rows) == len(self._y)
+        self._focused = None if everything else (rows, self._ball.select(rows), self._y[rows])
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        self._check_budget()
+        logits = self._model(x)
+        self.forward += len(x)
+        if self._on_pass is not None:
+            self._on_pass(len(x))
+        if logits.requires_grad:
+            logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
+        self._watch(x.detach(), logits.detach())
+        return logits
+
+    def _check_budget(self) -> None:
+        if self._max_passes is not None and self.forward + 2 * self.backward >= self._max_passes:
+            raise BudgetSpent("passes")
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            raise BudgetSpent("time")
+
+    def _count_backward(self, gradient: Tensor) -> None:
+        self.backward += len(gradient)
+
+    def _watch(self, x: Tensor, logits: Tensor) -> None:
+        rows, ball, y = self._focused or (None, self._ball, self._y)
+        if len(x) != len(y):
+            return
+        hit = is_wrong(logits, y)
+        # On a CPU looking is free, and mostly there is nothing new; elsewhere it would stall the device.
+        new = hit & ~(self.hit if rows is None else self.hit[rows])
+        if x.device.type == "cpu" and not bool(new.any()):
+            return
+        new &= ball.contains(x)
+        if rows is None:
+            self.point = torch.where(per_row(new, x), x, self.point)
+            self.hit |= new
+        else:
+            self.point[rows] = torch.where(per_row(new, x), x, self.point[rows])
+            self.hit[rows] |= new

@@ -1,0 +1,152 @@
+"""A suite: the ordered list of attacks that a stress test runs, as data."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le
+from pydantic import Field, field_validator
+
+from ..errors import InputError, suggest
+from ..registry import Access, find_attack
+from ..schema import Frozen, validated
+
+__all__ = [
+    "AttackEntry",
+    "Curve",
+    "DiagnosticSettings",
+    "Suite",
+    "complete",
+    "load_suite",
+    "suite_names",
+    "unusable",
+]
+
+_BUILT_IN = resources.files("robustml.stress") / "suites"
+
+
+class CurveAttack(Frozen):
+    """An attack that may draw the security curve."""
+
+    use: str
+    options: dict[str, Any] = {}
+
+
+class AttackEntry(CurveAttack):
+    """One attack of a suite."""
+
+    id: Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+    only: list[Literal["decision", "score", "gradient"]] = []
+    """Run only against models that give exactly this access; any that gives enough, if empty."""
+
+
+class Curve(Frozen):
+    """How the security curve is drawn: budgets as multiples of the threat's, and with which attack.
+
+    The first attack that the model's access and the norm allow is used.
+    """
+
+    points: list[Annotated[float, Gt(0), Le(10)]] = []
+    attack: list[CurveAttack] = []
+
+    @field_validator("points")
+    @classmethod
+    def _distinct(cls, points: list[float]) -> list[float]:
+        if 1.0 in points:
+            raise ValueError("1.0 is the threat itself; leave it out")
+        return sorted(set(points))
+
+
+class DiagnosticSettings(Frozen):
+    """How much the diagnostics that need passes of their own may look at."""
+
+    samples: Annotated[int, Ge(1)] = 128
+    """The first so many samples of the plan."""
+    noise_draws: Annotated[int, Ge(1)] = 100
+    """Random points per surviving one of those samples."""
+
+
+class Suite(Frozen):
+    """An ordered list of attacks, from cheap to strong, and what is measured beside them."""
+
+    schema_: Literal[1] = Field(alias="schema")
+    name: Annotated[str, Field(min_length=1, max_length=60)]
+    description: str = ""
+    attack: Annotated[list[AttackEntry], Field(min_length=1)]
+    curve: Curve = Curve()
+    diagnostics: DiagnosticSettings = DiagnosticSettings()
+
+    @field_validator("attack")
+    @classmethod
+    def _unique(cls, entries: list[AttackEntry]) -> list[AttackEntry]:
+        ids = [entry.id for entry in entries]
+        for name in ids:
+            if ids.count(name) > 1:
+                raise ValueError(f"id {name!r} is used twice")
+        return entries
+
+
+def suite_names() -> list[str]:
+    """The names of the suites that come with the package."""
+    return sorted(
+        file.name.removesuffix(".toml") for file in _BUILT_IN.iterdir() if file.name.endswith(".toml")
+    )
+
+
+def load_suite(name: str) -> Suite:
+    """Load a built-in suite by name, or one of the user's by the path of its TOML file.
+
+    Raises:
+        InputError: for an unknown suite, attack or key, each with the nearest known one.
+    """
+    if name in suite_names():
+        text = (_BUILT_IN / f"{name}.toml").read_text(encoding="utf-8")
+    elif name.endswith(".toml"):
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise InputError(f"suite {name!r} cannot be read: {reason}") from None
+    else:
+        raise InputError(f"suite {name!r} is neither built in nor a .toml file{suggest(name, suite_names())}")
+    try:
+        data = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise InputError(f"suite {name!r} is not valid TOML: {error}") from None
+    suite = validated(Suite, data, where=f"suite {name}")
+    for entry in suite.attack:
+        # A family may be slow to import, so its members are looked up only when they will run.
+        if ":" not in entry.use:
+            find_attack(entry.use)
+    return suite
+
+
+def complete(suite: Suite, access: Access, norms: Iterable[str]) -> Suite:
+    """Fill in the default of every option of the attacks that can run against a model under some norms.
+
+    Raises:
+        InputError: for an unknown attack or option, or an unacceptable value.
+    """
+    filled = suite.model_dump(by_alias=True)
+    for raw, entry in zip(
+        (*filled["attack"], *filled["curve"]["attack"]), (*suite.attack, *suite.curve.attack), strict=True
+    ):
+        if any(unusable(entry, access, norm) is None for norm in norms):
+            raw["options"] = find_attack(entry.use).check(entry.options)
+    return Suite.model_validate(filled)
+
+
+def unusable(entry: CurveAttack, access: Access, norm: str) -> str | None:
+    """Why an attack of the suite cannot be used against a model under a norm, or None if it can."""
+    if isinstance(entry, AttackEntry) and entry.only and access.label not in entry.only:
+        return f"the suite keeps it for models with {' or '.join(entry.only)} access"
+    attack = find_attack(entry.use)
+    if attack.access > access:
+        return f"it needs {attack.access.label} access and the model gives {access.label} access"
+    if norm not in attack.norms:
+        return f"it has no {norm} version"
+    return None

@@ -1,0 +1,44 @@
+"""Every example runs from start to end and says what came out."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = sorted((ROOT / "examples").glob("[0-9][0-9]_*.py"))
+
+
+def test_there_are_examples() -> None:
+    assert len(EXAMPLES) >= 2
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example_is_short_and_says_what_to_expect(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    header = text.split('"""')[1]
+    assert len(text.splitlines()) <= 120
+    assert all(word in header for word in ("Time:", "Expected output:", "result:"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example_runs(path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = subprocess.run(
+        [sys.executable, str(path), "--quick", "--seed", "1", "--out", str(out)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert re.fullmatch(r"result: .*at most \d+\.\d %.* under linf:0\.\d", result.stdout.splitlines()[-1])
+    assert list(out.rglob("report.json"))
