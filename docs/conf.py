@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]
 
 _init = (HERE.parent / "robustml/__init__.py").read_text(encoding="utf-8")
 _version = re.search(r'^__version__ = "(.+)"', _init, re.MULTILINE)
+
+# The toolbox reports its progress to whoever listens, and Sphinx does.
+logging.getLogger("art").setLevel(logging.WARNING)
 
 project = "robustml"
 author = "The robustml authors"

@@ -58,8 +58,9 @@ class Dataset:
 def as_dataset(data: Any, inputs: InputSpec, classes: int, name: str = "data") -> Dataset:
     """Check labelled inputs and bring them into the form that attacks work on.
 
-    Arrays that already have the right type are shared, not copied. Images of type uint8 are divided by 255
-    where the bounds are (0, 1), and a missing channel axis is added where there is just one channel.
+    Arrays that already have the right type are shared, not copied. Values of type uint8 are divided by 255
+    where the bounds are (0, 1) and one of them is above 1. A missing channel axis is added where there is
+    just one channel.
 
     Args:
         data: A pair (x, y) of NumPy arrays, tensors or lists, with x of shape (n, *shape) and y of shape

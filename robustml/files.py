@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import RunError
 
-__all__ = ["write_atomic"]
+__all__ = ["write_atomic", "writing"]
 
 
 def write_atomic(path: str | Path, data: str | bytes) -> None:
@@ -23,7 +24,7 @@ def write_atomic(path: str | Path, data: str | bytes) -> None:
     target = Path(path)
     # Lone surrogates cannot be encoded; shown as an escape, they do not cost the user the report.
     content = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
-    try:
+    with writing(path):
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() and not target.is_file():
             # Pipes and devices (/dev/stdout, /dev/null) must be written to, never replaced.
@@ -31,6 +32,17 @@ def write_atomic(path: str | Path, data: str | bytes) -> None:
         else:
             # A link keeps pointing where it did.
             _replace(target.resolve(), content)
+
+
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turn a failed write in the block into one line that names the path.
+
+    Raises:
+        RunError: for an OSError in the block.
+    """
+    try:
+        yield
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise RunError(f"cannot write {str(path)!r}: {reason}") from None

@@ -32,7 +32,6 @@ _STATE_DICTS = {".bin", ".pt", ".pth"}
 # The first release without a known way to run code through weights_only=True.
 _SAFE_TORCH = (2, 10)
 _EXTERNAL_DATA = "session.model_external_initializers_file_folder_path"
-_ONNX_TYPES = {"float32": "tensor(float)", "float64": "tensor(double)"}
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
@@ -171,7 +170,8 @@ def load_onnx(path: Path, inputs: InputSpec) -> tuple[Any, str]:
         The ONNX Runtime session, and the SHA-256 of the file.
 
     Raises:
-        InputError: if ONNX Runtime is not installed, refuses the file, or the model takes other inputs.
+        InputError: if ONNX Runtime is not installed, refuses the file, or the model takes inputs of another
+            shape; `BlackBox.from_onnx` checks the rest.
     """
     runtime = need("onnxruntime", extra="onnx", why=f"the model {path.name}")
     try:
@@ -190,22 +190,13 @@ def load_onnx(path: Path, inputs: InputSpec) -> tuple[Any, str]:
         hint = "; save it with its weights inside: onnx.save(onnx.load(path), path)"
         external = "external data" in reason.lower()
         raise InputError(f"onnx {path} is refused: {reason}{hint if external else ''}") from None
-    _check_signature(session, inputs, path)
+    _check_shape(session, inputs, path)
     return session, hashlib.sha256(content).hexdigest()
 
 
-def _check_signature(session: Any, inputs: InputSpec, path: Path) -> None:
-    arguments = session.get_inputs()
-    if len(arguments) != 1:
-        raise InputError(f"onnx {path} takes {len(arguments)} inputs; a classifier takes one")
-    given = arguments[0]
-    if given.type != _ONNX_TYPES[inputs.dtype]:
-        raise InputError(f"onnx {path} takes {given.type}; inputs.dtype is {inputs.dtype!r}")
-    batch, *shape = given.shape or [None]
-    if isinstance(batch, int):
-        raise InputError(
-            f"onnx {path} has its batch size fixed at {batch}; export it with a dynamic batch axis"
-        )
-    wanted = zip(shape, inputs.shape, strict=False)
-    if len(shape) != len(inputs.shape) or any(isinstance(a, int) and a != b for a, b in wanted):
-        raise InputError(f"onnx {path} takes inputs of shape {tuple(shape)}; inputs.shape is {inputs.shape}")
+def _check_shape(session: Any, inputs: InputSpec, path: Path) -> None:
+    for given in session.get_inputs()[:1]:
+        shape = tuple(given.shape or ())[1:]
+        wanted = zip(shape, inputs.shape, strict=False)
+        if len(shape) != len(inputs.shape) or any(isinstance(a, int) and a != b for a, b in wanted):
+            raise InputError(f"onnx {path} takes inputs of shape {shape}; inputs.shape is {inputs.shape}")

@@ -2,33 +2,53 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import time
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
+from .report.text import plain
 from .stress.folder import Record
 from .stress.runner import Observer
 
-__all__ = ["observer_for"]
+__all__ = ["Display", "display_for", "observer_for"]
 
 _EVERY = 30.0  # seconds between plain lines inside a stage
 
 
+def display_for(stream: TextIO | None = None) -> Display:
+    """The display that suits a stream (stderr by default); it is closed by leaving its context."""
+    stream = stream or sys.stderr
+    # A terminal that cannot move its cursor cannot show a bar.
+    live = stream.isatty() and os.environ.get("TERM") not in {"dumb", "unknown"}
+    return _Bar(stream) if live else _Lines(stream)
+
+
 def observer_for(stream: TextIO | None = None) -> Observer:
     """The observer that suits a stream (stderr by default)."""
-    stream = stream or sys.stderr
-    return _Bar(stream) if stream.isatty() else _Lines(stream)
+    return display_for(stream)
 
 
-class _Counts:
-    """What both forms show: the stage, how many samples stand, passes so far."""
+class Display:
+    """What both forms know: whether the run has begun, the stage, how many samples stand, passes so far."""
 
     def __init__(self) -> None:
         self.units = self.finished = self.passes = self.standing = self.broken = 0
+        self.begun = False
         self.key = ""
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+
     def begin(self, units: int, done: int) -> None:
-        self.units = units
+        self.units, self.begun = units, True
 
     def stage(self, key: str, standing: int) -> None:
         self.key, self.standing, self.broken = key, standing, 0
@@ -41,12 +61,16 @@ class _Counts:
         if record is not None:
             self.broken += len(record.broken)
 
+    def note(self, text: str) -> None:
+        """Something the user should know."""
+
     @property
     def survivors(self) -> int:
+        """Samples of the stage that no attack has broken yet."""
         return self.standing - self.broken
 
 
-class _Lines(_Counts):
+class _Lines(Display):
     """One line per stage, and one every half minute inside a long one."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -56,7 +80,9 @@ class _Lines(_Counts):
 
     def _say(self, text: str) -> None:
         self._last = time.monotonic()
-        print(text, file=self._stream, flush=True)
+        # Nobody may be reading any more, which is no reason to lose the run.
+        with contextlib.suppress(OSError):
+            print(plain(text), file=self._stream, flush=True)
 
     def begin(self, units: int, done: int) -> None:
         super().begin(units, done)
@@ -79,7 +105,7 @@ class _Lines(_Counts):
         self._say(text)
 
 
-class _Bar(_Counts):
+class _Bar(Display):
     """A bar with the stage, the survivors, and the time left."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -106,7 +132,7 @@ class _Bar(_Counts):
 
     def _show(self) -> None:
         self._progress.update(
-            self._task, completed=self.finished, description=self.key, survivors=self.survivors
+            self._task, completed=self.finished, description=plain(self.key), survivors=self.survivors
         )
         if self.finished >= self.units:
             self.close()
@@ -123,4 +149,4 @@ class _Bar(_Counts):
         self._show()
 
     def note(self, text: str) -> None:
-        self._console.print(text, markup=False)
+        self._console.print(plain(text), markup=False, highlight=False)

@@ -10,6 +10,7 @@ import enum
 import functools
 import importlib
 import inspect
+import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -88,11 +89,7 @@ class Attack:
         """Each option as (name, type, default), for people."""
         hints = typing.get_type_hints(self.function)
         return [
-            (
-                name,
-                getattr(hints[name], "__name__", str(hints[name])).replace("typing.", ""),
-                parameter.default,
-            )
+            (name, _type_name(hints[name]), parameter.default)
             for name, parameter in _option_parameters(self.function).items()
         ]
 
@@ -166,12 +163,20 @@ def _option_parameters(function: Callable[..., Any]) -> dict[str, inspect.Parame
     }
 
 
+def _type_name(hint: Any) -> str:
+    if typing.get_origin(hint) in {typing.Union, types.UnionType}:
+        return " | ".join(_type_name(argument) for argument in typing.get_args(hint))
+    if hint is types.NoneType:
+        return "None"
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+
+
 def _options_model(function: Callable[..., Any], name: str) -> type[pydantic.BaseModel]:
     import pydantic
 
     hints = typing.get_type_hints(function, include_extras=True)
     options: dict[str, Any] = {
-        option: (hints[option], parameter.default)
+        option: (hints[option], ... if parameter.default is parameter.empty else parameter.default)
         for option, parameter in _option_parameters(function).items()
     }
     takes_more = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())

@@ -145,14 +145,9 @@ def _model(file: TargetFile, inputs: InputSpec, base: Path) -> Model:
     settings = file.model
     if settings.onnx is not None:
         session, digest = load_onnx(base / settings.onnx, inputs)
-        name, first = session.get_inputs()[0].name, session.get_outputs()[0].name
-        return BlackBox(
-            lambda x: session.run([first], {name: x})[0],
-            inputs=inputs,
-            classes=settings.classes,
-            outputs=settings.outputs,
-            digest=digest,
-        )
+        classes, outputs = settings.classes, settings.outputs
+        model = BlackBox.from_onnx(session, inputs=inputs, classes=classes, outputs=outputs)
+        return BlackBox(model.predict, inputs=inputs, classes=classes, outputs=outputs, digest=digest)
     assert settings.factory is not None
     module = load_factory(settings.factory, base)
     if settings.weights is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 import pytest
@@ -38,12 +37,11 @@ def wander(
 
 
 @pytest.fixture
-def own_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def own_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """A registry that forgets what a test adds to it."""
     all_attacks()
     monkeypatch.setattr(registry, "_ATTACKS", dict(registry._ATTACKS))
     monkeypatch.setattr(registry, "_FAMILIES", dict(registry._FAMILIES))
-    yield
 
 
 @pytest.fixture
@@ -139,7 +137,7 @@ def test_registration_refuses_a_second_use_of_a_name_and_unknown_norms(wandering
 def test_an_unknown_attack_is_suggested() -> None:
     with pytest.raises(InputError, match=r"attack 'apdg' is not known; did you mean 'apgd'\?"):
         find_attack("apdg")
-    with pytest.raises(InputError, match="attack 'zzzzzz' is not known; known: .*apgd, .*pgd"):
+    with pytest.raises(InputError, match=r"attack 'zzzzzz' is not known; known: .*apgd, .*pgd"):
         find_attack("zzzzzz")
 
 

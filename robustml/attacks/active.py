@@ -114,7 +114,7 @@ class Search:
         (gradient,) = torch.autograd.grad(values.sum(), point, allow_unused=True)
         if gradient is None:
             return values.detach(), torch.zeros_like(z)
-        return values.detach(), gradient.nan_to_num_(0.0, 0.0, 0.0)
+        return values.detach(), gradient.nan_to_num(0.0, 0.0, 0.0)
 
     def _record(self, point: Tensor, logits: Tensor) -> None:
         hit = is_wrong(logits, self.y)

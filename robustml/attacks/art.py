@@ -45,13 +45,17 @@ _UNSUITED = {
     "AdversarialPatchNumpy": "it returns a patch, not a perturbed input",
     "AdversarialPatchPyTorch": "it returns a patch, not a perturbed input",
     "AdversarialPatchTensorFlowV2": "it needs TensorFlow",
+    "CompositeAdversarialAttackPyTorch": "it rotates and recolors inputs, which no norm bounds",
+    "FeatureAdversariesNumpy": "it needs the inputs of a guide",
     "FeatureAdversariesTensorFlowV2": "it needs TensorFlow",
     "GRAPHITEBlackbox": "it needs a target class and a noised start",
     "GRAPHITEWhiteboxPyTorch": "it needs a target class and a noised start",
     "LowProFool": "it needs a target class and fitted importances",
     "MalwareGDTensorFlow": "it needs TensorFlow",
+    "OverTheAirFlickeringPyTorch": "it attacks videos",
     "ProjectedGradientDescentTensorFlowV2": "it needs TensorFlow",
     "TargetedUniversalPerturbation": "it needs a target class",
+    "UniversalPerturbation": "it makes one perturbation for all inputs",
 }
 _NORMS = {"linf": np.inf, "l2": 2, "l1": 1}
 _ALL_NORMS = frozenset({"linf", "l2", "l1", "l0"})
@@ -61,6 +65,8 @@ _ACCEPTED_NORMS = {"HopSkipJump": frozenset({"linf", "l2"}), "SquareAttack": fro
 _OTHER_NORM = {"Wasserstein"}
 # Without labels these draw a class to aim at; with labels they would aim at the label itself.
 _AIMS_AT_LABELS = {"SaliencyMapMethod"}
+_NEEDS_PROBABILITIES = {"SimBA", "VirtualAdversarialMethod"}
+_ONE_SAMPLE = {"ShadowAttack"}
 _NOT_OPTIONS = {"targeted", "verbose", "verbose_es", "summary_writer", "estimator_orig", "parallel_pool_size"}
 
 
@@ -196,7 +202,8 @@ def _run(
     # ART takes the clean prediction for the label and would "succeed" by repairing a mistake.
     standing = (~is_wrong(logits, y)).nonzero()[:, 0]
     access = _access(kind)
-    groups = standing[None] if access is Access.GRADIENT else standing[:, None]
+    together = access is Access.GRADIENT and kind.__name__ not in _ONE_SAMPLE
+    groups = standing[None] if together else standing[:, None]
     seeds = streams.bits(1)[:, 0]
     found = x.clone()
     for rows in groups:
@@ -206,7 +213,7 @@ def _run(
             watched.focus(rows)
         lens = Lens(threat.around(x).select(rows))
         oracle = Oracle(model, lens, y[rows], access, watch=access is not Access.GRADIENT)
-        settings = _settings(kind, threat, options, len(rows) if access is Access.GRADIENT else None)
+        settings = _settings(kind, threat, options, len(rows) if together else None)
         with _isolated(int(seeds[rows].sum()), x.device, kind.__name__):
             found[rows] = _attack(kind, name, oracle, logits.shape[1], settings)
     return found
@@ -216,11 +223,15 @@ def _attack(kind: Any, name: str, oracle: Oracle, classes: int, settings: dict[s
     """Run ART on some samples; its complaints about parameters and shapes become one line."""
     lens = oracle.lens
     try:
-        attack = kind(classifier_for(oracle, classes, probabilities=kind.__name__ == "SimBA"), **settings)
+        attack = kind(
+            classifier_for(oracle, classes, probabilities=kind.__name__ in _NEEDS_PROBABILITIES), **settings
+        )
         labels = None if kind.__name__ in _AIMS_AT_LABELS else oracle.one_hot_labels(classes)
         result = attack.generate(lens.to_art(lens.ball.x), labels)
     except Found as success:
         return success.point
+    except ImportError as error:
+        raise InputError(f"{name} needs {error.name or 'a package'}, which is not installed") from error
     except Exception as error:
         if error is oracle.failure:  # the model's own, or the end of a budget
             raise

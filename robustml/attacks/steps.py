@@ -19,8 +19,9 @@ def sparse_ascent(gradient: Tensor, share: Tensor) -> Tensor:
     """
     size = gradient.flatten(1).abs()
     features = size.shape[1]
-    smallest = ((1 - share) * features).clamp(0, features - 1).long()
-    threshold = size.sort(dim=1).values.gather(1, smallest[:, None])
+    # Rounded down, so that a share that keeps shrinking arrives at a single feature.
+    last = (share * features).long().clamp(1, features) - 1
+    threshold = size.sort(dim=1, descending=True).values.gather(1, last[:, None])
     signs = torch.where(size >= threshold, gradient.flatten(1).sign(), 0.0)
     return (signs / signs.abs().sum(1, keepdim=True).clamp_min(1e-10)).view_as(gradient)
 

@@ -83,7 +83,7 @@ class Lens:
         if self._scale is not None:
             z = z * self._scale
         # A batch that ART has cut down cannot be matched with its inputs; the final projection mends it.
-        if self._held is not None and (len(self.ball.x) in {1, len(z)}):
+        if self._held is not None and len(self.ball.x) in {1, len(z)}:
             z = torch.where(self._held, self.ball.x, z)
         return z
 
@@ -169,13 +169,14 @@ class _InputGradient(torch.autograd.Function):
 
 
 class _Module(nn.Module):
-    def __init__(self, oracle: Oracle) -> None:
+    def __init__(self, oracle: Oracle, *, probabilities: bool) -> None:
         super().__init__()
         self.oracle = oracle
+        self.probabilities = probabilities
 
     def forward(self, z: Tensor) -> Tensor:
         logits: Tensor = _InputGradient.apply(z, self.oracle)  # type: ignore[no-untyped-call]
-        return logits.to(torch.float32)
+        return (logits.softmax(1) if self.probabilities else logits).to(torch.float32)
 
 
 def classifier_for(oracle: Oracle, classes: int, *, probabilities: bool) -> Any:
@@ -197,7 +198,7 @@ def classifier_for(oracle: Oracle, classes: int, *, probabilities: bool) -> Any:
         )
     pytorch = importlib.import_module("art.estimators.classification.pytorch")
     return pytorch.PyTorchClassifier(
-        _Module(oracle),
+        _Module(oracle, probabilities=probabilities),
         loss=nn.CrossEntropyLoss(),
         input_shape=shape,
         nb_classes=classes,

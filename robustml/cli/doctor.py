@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .options import device_option, json_option, write_json
+from .options import device_option, emit, json_option, stdout_for_results, write_json
 
 __all__ = ["doctor"]
 
@@ -13,17 +13,20 @@ __all__ = ["doctor"]
 @click.argument("target", default=".")
 @device_option
 @json_option
-def doctor(target: str, device: str, as_json: bool) -> None:
+def doctor(target: str, device: str, json: bool) -> None:
     """Load TARGET, look at a few samples, and say what was found; the first problem ends with code 2."""
-    from ..api import pick_device
+    from ..runs import pick_device
     from ..stress.admission import admit, check_mode
     from ..targets import load_target
+    from .planning import checked_plan
 
     place = pick_device(device)
     loaded = load_target(target)
     model, data = loaded.model, loaded.data
     check_mode(model)
-    with model.ready(place):
+    # A target file need not name threats; the rest of what it says about the run is checked even so.
+    suite = checked_plan(loaded, place).suite.name if loaded.threats else f"{loaded.suite} (not checked)"
+    with stdout_for_results(), model.ready(place):
         found = [
             (
                 "model",
@@ -35,12 +38,12 @@ def doctor(target: str, device: str, as_json: bool) -> None:
             ),
             *admit(model, data, place),
             ("threats", ", ".join(threat.name for threat in loaded.threats) or "none named"),
+            ("suite", suite),
         ]
-    if as_json:
+    if json:
         write_json(dict(found))
         return
-    for name, text in found:
-        click.echo(f"ok  {name}: {text}")
+    emit(*(f"ok  {name}: {text}" for name, text in found))
 
 
 def _bounds(bounds: object) -> str:

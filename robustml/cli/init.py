@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ..errors import InputError
+from .options import emit
 
 __all__ = ["init"]
 
@@ -57,9 +58,11 @@ def init(folder: Path) -> None:
     from ..files import write_atomic
 
     files = {folder / "robustml.toml": _TARGET, folder / "model.py": _MODEL}
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{str(folder)!r} is a file; name a folder")
     for path in files:
-        if path.exists():
+        if path.exists() or path.is_symlink():
             raise InputError(f"{str(path)!r} already exists; nothing was written")
     for path, content in files.items():
         write_atomic(path, content)
-        click.echo(f"wrote {path}")
+        emit(f"wrote {path}")

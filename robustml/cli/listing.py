@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ..errors import InputError, suggest
-from .options import json_option, write_json
+from .options import Choice, emit, json_option, write_json
 
 __all__ = ["describe", "list_"]
 
@@ -15,20 +15,19 @@ _KINDS = ("attacks", "suites", "targets", "diagnostics")
 
 
 @click.command("list")
-@click.argument("kind", type=click.Choice(_KINDS), required=False)
+@click.argument("kind", type=Choice(_KINDS), required=False)
 @json_option
-def list_(kind: str | None, as_json: bool) -> None:
+def list_(kind: str | None, json: bool) -> None:
     """List the attacks, suites, built-in targets or diagnostics; all of them if KIND is not given."""
     tables = {name: _table(name) for name in ([kind] if kind else _KINDS)}
-    if as_json:
+    if json:
         write_json(tables)
         return
     for name, rows in tables.items():
         if len(tables) > 1:
-            click.echo(f"{name}:")
+            emit(f"{name}:")
         width = max(len(row["name"]) for row in rows)
-        for row in rows:
-            click.echo(f"  {row['name']:<{width}}  {row['summary']}")
+        emit(*(f"  {row['name']:<{width}}  {row['summary']}" for row in rows))
 
 
 def _table(kind: str) -> list[dict[str, Any]]:
@@ -63,19 +62,17 @@ def _table(kind: str) -> list[dict[str, Any]]:
 @click.command()
 @click.argument("name")
 @json_option
-def describe(name: str, as_json: bool) -> None:
+def describe(name: str, json: bool) -> None:
     """Explain an attack, a suite, a built-in target or a diagnostic by NAME."""
     facts = _facts(name)
-    if as_json:
+    if json:
         write_json(facts)
         return
     for key, value in facts.items():
         if isinstance(value, list):
-            click.echo(f"{key}:")
-            for line in value:
-                click.echo(f"  {line}")
+            emit(f"{key}:", *(f"  {line}" for line in value))
         else:
-            click.echo(f"{key}: {value}")
+            emit(f"{key}: {value}")
 
 
 def _facts(name: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import json_option, show_report
+from .options import json_option, load_report, note, show_report
 
 __all__ = ["report"]
 
@@ -20,13 +20,11 @@ __all__ = ["report"]
     help="Write a file: .html, .json, .md, .xml (JUnit) or .txt; may be repeated.",
 )
 @json_option
-def report(run: Path, out: tuple[Path, ...], as_json: bool) -> None:
+def report(run: Path, out: tuple[Path, ...], json: bool) -> None:
     """Show the report of RUN (a run folder or a report.json); nothing is computed again."""
-    from ..report.model import Report
-
-    loaded = Report.load(run)
+    loaded = load_report(run)
     for path in out:
         loaded.save(path)
-        click.echo(f"wrote {path}", err=True)
-    if as_json or not out:
-        show_report(loaded, as_json=as_json)
+        note(f"wrote {path}")
+    if json or not out:
+        show_report(loaded, as_json=json)

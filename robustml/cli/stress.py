@@ -10,25 +10,41 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import InputError
-from .options import device_option, json_option, seconds_of, set_threads, show_report, threads_option
+from ..errors import InputError, RunError
+from .folders import building, chosen_folder, discard, holds_run, replacing, resume_line
+from .options import (
+    Choice,
+    Number,
+    confidence_option,
+    device_option,
+    emit,
+    json_option,
+    note,
+    seconds_of,
+    set_threads,
+    show_report,
+    stdout_for_results,
+    threads_option,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from ..report.model import Report
+    from ..stress.runner import Shard
     from ..targets import Target
 
 __all__ = ["stress"]
+
+_LARGEST_SEED = 2**63 - 1
 
 
 @click.command()
 @click.argument("target", default=".")
 @click.option("--suite", help="quick, standard, or the path of a suite file.")
-@click.option(
-    "--threat", "threats", multiple=True, help="A threat model such as linf:8/255 or l2:0.5; may be repeated."
-)
+@click.option("--threat", multiple=True, help="A threat model such as linf:8/255 or l2:0.5; may be repeated.")
 @click.option("--samples", type=click.IntRange(1), help="Test on so many samples instead of all.")
-@click.option("--select", type=click.Choice(["stratified", "first"]), help="How the samples are chosen.")
-@click.option("--seed", type=int, help="Decides every random number.")
+@click.option("--select", type=Choice(["stratified", "first"]), help="How the samples are chosen.")
+@click.option("--seed", type=click.IntRange(0, _LARGEST_SEED), help="Decides every random number.")
 @click.option("--batch-size", type=click.IntRange(1), help="Samples worked on and journalled together.")
 @device_option
 @threads_option
@@ -47,15 +63,11 @@ __all__ = ["stress"]
 )
 @click.option(
     "--max-passes",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     help="Passes per sample; a backward pass counts as two.",
 )
-@click.option(
-    "--confidence", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.95, show_default=True
-)
-@click.option(
-    "--gate", "gates", multiple=True, help="Fail (exit code 1) unless this holds, as in evasion>=40."
-)
+@confidence_option
+@click.option("--gate", multiple=True, help="Fail (exit code 1) unless this holds, as in evasion>=40.")
 @click.option("--redact-data", is_flag=True, help="Keep inputs out of the report.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and stop.")
 @json_option
@@ -69,12 +81,15 @@ def stress(target: str, **options: Any) -> int:
     from ..targets import load_target
 
     set_threads(options["threads"])
+    shard = _shard(options["shard"])
     chosen = _overridden(load_target(target), options)
     if options["dry_run"]:
         return _dry_run(chosen, options)
     if options["merge"]:
         return _merge(chosen, options)
-    return _stress(target, chosen, options, time_budget)
+    out, resume = chosen_folder(chosen, options)
+    with replacing(out, overwrite=options["overwrite"] and not resume):
+        return _stress(target, chosen, options, out, resume=resume, shard=shard, time_budget=time_budget)
 
 
 def _overridden(target: Target, options: dict[str, Any]) -> Target:
@@ -86,135 +101,152 @@ def _overridden(target: Target, options: dict[str, Any]) -> Target:
         for name in ("suite", "samples", "select", "seed", "batch_size")
         if options[name] is not None
     }
-    if options["threats"]:
-        changes["threats"] = tuple(parse_threat(t).within(target.model.inputs) for t in options["threats"])
-    if options["gates"]:
-        changes["gate"] = {**target.gate, **dict(parse_gate(text) for text in options["gates"])}
+    if options["threat"]:
+        changes["threats"] = tuple(parse_threat(t).within(target.model.inputs) for t in options["threat"])
+    if options["gate"]:
+        changes["gate"] = {**target.gate, **dict(parse_gate(text) for text in options["gate"])}
     return dataclasses.replace(target, **changes)
 
 
-def _stress(name: str, target: Target, options: dict[str, Any], time_budget: float | None) -> int:
-    from ..api import run_target, save_report
-    from ..progress import observer_for
+def _stress(
+    name: str,
+    target: Target,
+    options: dict[str, Any],
+    out: Path,
+    *,
+    resume: bool,
+    shard: Shard,
+    time_budget: float | None,
+) -> int:
+    from ..runs import run_target, save_report
+    from ..progress import display_for
 
-    out, resume = _folder(target, options)
-    shard = _shard(options["shard"])
-    observer = observer_for()
-    try:
-        plan, folder = run_target(
-            target,
-            out=out,
-            device=options["device"],
-            confidence=options["confidence"],
-            max_passes=options["max_passes"],
-            time_budget=time_budget,
-            shard=shard,
-            resume=resume,
-            redact=options["redact_data"],
-            observer=observer,
-            command=_command(name, target, options),
-        )
-    except KeyboardInterrupt:
-        click.echo(f"\ninterrupted; continue with: {_resume_line(name, out)}", err=True)
-        raise
-    finally:
-        close = getattr(observer, "close", None)
-        if close is not None:
-            close()
-    if shard.count > 1:
-        click.echo(f"shard {shard.index}/{shard.count} is done: {out}", err=True)
+    report = None
+    with stdout_for_results(), display_for() as display:
+        try:
+            plan, folder = run_target(
+                target,
+                out=out,
+                device=options["device"],
+                confidence=options["confidence"],
+                max_passes=options["max_passes"],
+                time_budget=time_budget,
+                shard=shard,
+                resume=resume,
+                redact=options["redact_data"],
+                observer=display,
+                command=_command(name, target, options),
+            )
+            if shard.count == 1:
+                report = save_report(plan, folder, target.data)
+        except InputError:
+            if display.begun and not resume:
+                discard(out)
+            raise
+        except RunError as error:
+            if not holds_run(out):
+                raise
+            kept = "what was finished is kept"
+            raise RunError(f"{error}; {kept}, continue with: {resume_line(out)}") from error
+        except KeyboardInterrupt:
+            # Without a plan there is nothing to go on with yet.
+            hint = (f"continue with: {resume_line(out)}",) if holds_run(out) else ()
+            raise KeyboardInterrupt(*hint) from None
+    if report is None:
+        note(f"shard {shard.index}/{shard.count} is done: {out}")
         return 0
-    return _finish(save_report(plan, folder, target.data), out, options)
+    return _finish(report, out, options)
 
 
 def _finish(report: Report, out: Path, options: dict[str, Any]) -> int:
-    show_report(report, as_json=options["as_json"])
-    click.echo(f"report: {out / 'report.html'}", err=options["as_json"])
+    show_report(report, as_json=options["json"])
+    where = f"report: {out / 'report.html'}"
+    if options["json"]:
+        note(where)
+    else:
+        emit("", where)
     return 1 if report.gate.passed is False else 0
 
 
 def _merge(target: Target, options: dict[str, Any]) -> int:
-    from ..api import merge_runs
+    from ..runs import merge_runs
 
     if options["out"] is None:
         raise InputError("--merge needs --out, the folder to put the shards together in")
-    _clear(options["out"], overwrite=options["overwrite"])
-    return _finish(merge_runs(options["merge"], options["out"], target), options["out"], options)
+    for name in ("resume", "shard"):
+        if options[name] is not None:
+            raise InputError(f"--merge puts finished shards together; it cannot go with --{name}")
+    _check_shard(options["merge"][0], target, options)
+    out: Path = options["out"]
+    with replacing(out, overwrite=options["overwrite"]), building(out) as unfinished:
+        report = merge_runs(options["merge"], unfinished, target)
+    return _finish(report, out, options)
+
+
+def _check_shard(path: Path, target: Target, options: dict[str, Any]) -> None:
+    """Refuse settings that differ from those of the shards: merging could only ignore them."""
+    from ..stress.folder import RunFolder
+
+    _, plan = RunFolder.open(path)
+    given = {
+        "seed": (target.seed, plan.seed),
+        "batch_size": (target.batch_size, plan.chunk),
+        "samples": (target.samples, plan.samples),
+        "threat": ([threat.name for threat in target.threats], plan.threats),
+        "gate": (target.gate, plan.gate),
+        "confidence": (options["confidence"], plan.confidence),
+        "max_passes": (options["max_passes"], plan.max_passes),
+    }
+    default = click.core.ParameterSource.DEFAULT
+    for name, (now, then) in given.items():
+        if click.get_current_context().get_parameter_source(name) is not default and now != then:
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(f"{flag} differs from what {str(path)!r} was run with; give it to every shard")
 
 
 def _dry_run(target: Target, options: dict[str, Any]) -> int:
-    from ..api import make_plan, pick_device
+    from ..runs import pick_device
     from ..stress.plan import stages
+    from .planning import checked_plan
 
-    plan = make_plan(
+    plan = checked_plan(
         target,
         pick_device(options["device"]),
         confidence=options["confidence"],
         max_passes=options["max_passes"],
         redact=options["redact_data"],
-        command="",
     )
-    click.echo(
-        f"{plan.target}: {plan.samples} samples in {plan.chunks} chunks of {plan.chunk}, suite {plan.suite.name}"
-    )
+    steps = []
     for stage in stages(plan):
         detail = f"skipped: {stage.skipped}" if stage.skipped else ""
         if stage.entry is not None and not stage.skipped:
-            options_ = ", ".join(f"{key}={value}" for key, value in stage.entry.options.items())
-            detail = f"{stage.entry.use}({options_})"
-        click.echo(f"  {stage.key:<28} {detail}".rstrip())
+            settings = ", ".join(f"{key}={value}" for key, value in stage.entry.options.items())
+            detail = f"{stage.entry.use}({settings})"
+        steps.append({"stage": stage.key, "detail": detail})
+    if options["json"]:
+        write_json({"plan": plan.model_dump(mode="json", by_alias=True), "stages": steps})
+        return 0
+    suite = plan.suite.name
+    emit(f"{plan.target}: {plan.samples} samples in {plan.chunks} chunks of {plan.chunk}, suite {suite}")
+    emit(*(f"  {step['stage']:<28} {step['detail']}".rstrip() for step in steps))
     return 0
 
 
-def _folder(target: Target, options: dict[str, Any]) -> tuple[Path, bool]:
-    """Where the run goes, and whether it goes on there."""
-    if options["resume"] is not None:
-        if options["out"] is not None and options["out"] != options["resume"]:
-            raise InputError("--out and --resume name different folders; give one of them")
-        return options["resume"], True
-    if options["out"] is None:
-        import datetime
-
-        stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
-        return Path("runs") / f"{target.name}-{stamp}", False
-    _clear(options["out"], overwrite=options["overwrite"])
-    return options["out"], False
-
-
-def _clear(out: Path, *, overwrite: bool) -> None:
-    """Remove the run in a folder, and nothing that is not part of one."""
-    if not overwrite or not out.exists():
-        return
-    import shutil
-
-    known = {"plan.json", "journal.jsonl", "evidence", "report.json", "report.html"}
-    strangers = (
-        sorted(entry.name for entry in out.iterdir() if entry.name not in known)
-        if out.is_dir()
-        else [out.name]
-    )
-    if strangers:
-        raise InputError(f"--overwrite refuses to remove {str(out)!r}: {strangers[0]!r} is not part of a run")
-    try:
-        shutil.rmtree(out)
-    except OSError as error:
-        raise InputError(f"cannot replace {str(out)!r}: {error.strerror}") from None
-
-
-def _shard(text: str | None) -> Any:
+def _shard(text: str | None) -> Shard:
     from ..stress.runner import Shard
 
-    if text is None:
-        return Shard()
-    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-    if match is None:
-        raise InputError(f"shard {text!r} is not of the form 1/2")
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", "1/1" if text is None else text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise InputError(f"shard {text!r} is not a part of a whole, as in 1/2")
     return Shard(int(match[1]), int(match[2]))
 
 
 def _command(name: str, target: Target, options: dict[str, Any]) -> str:
     """The command that reproduces the figures, wherever and in however many parts they were made."""
-    words = ["robustml", "stress", name, "--suite", target.suite, "--seed", str(target.seed)]
+    words = ["robustml", "stress", name, "--seed", str(target.seed)]
+    if options["suite"] is not None or not target.suite.endswith(".toml"):
+        # A suite file that the target names is found through it, wherever the target lies.
+        words += ["--suite", target.suite]
     for threat in target.threats:
         words += ["--threat", threat.name]
     if target.samples is not None:
@@ -223,17 +255,6 @@ def _command(name: str, target: Target, options: dict[str, Any]) -> str:
         words += ["--batch-size", str(target.batch_size)]
     if options["max_passes"] is not None:
         words += ["--max-passes", f"{options['max_passes']:g}"]
+    if options["confidence"] != 0.95:
+        words += ["--confidence", f"{options['confidence']!r}"]
     return shlex.join(words)
-
-
-def _resume_line(name: str, out: Path) -> str:
-    import sys
-
-    arguments = sys.argv[2:]
-    kept = [a for a in arguments if a != "--overwrite"]
-    for option in ("--out", "--resume"):
-        while option in kept:
-            at = kept.index(option)
-            del kept[at : at + 2]
-    kept = [a for a in kept if not a.startswith(("--out=", "--resume="))]
-    return shlex.join(["robustml", "stress", *kept, "--resume", str(out)])

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from ..errors import InputError
-from .options import device_option, json_option, set_threads, threads_option, write_json
+from .options import (
+    device_option,
+    emit,
+    json_option,
+    set_threads,
+    stdout_for_results,
+    threads_option,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from ..targets import Target
@@ -25,27 +34,29 @@ _SHOWN = 20
 @device_option
 @threads_option
 @json_option
-def verify(run: Path, target: str | None, rerun: int, device: str, threads: int | None, as_json: bool) -> int:
+def verify(run: Path, target: str | None, rerun: int, device: str, threads: int | None, json: bool) -> int:
     """Replay the evidence of RUN against the model, and check that every figure follows from it.
 
     Nothing that RUN says is executed: the model comes from --target, which is yours, or is built in.
     """
-    from ..api import pick_device
+    from ..runs import pick_device
     from ..report.verify import verify_run
 
     set_threads(threads)
-    found = verify_run(run, _target(run, target), pick_device(device), rerun=rerun)
-    if as_json:
+    with stdout_for_results():
+        found = verify_run(run, _target(run, target), pick_device(device), rerun=rerun)
+    if json:
         write_json({"passed": found.passed, **vars(found), "problems": list(found.problems)})
         return 0 if found.passed else 1
     for problem in found.problems[:_SHOWN]:
-        click.echo(f"FAIL {problem}")
+        emit(f"FAIL {problem}")
     if len(found.problems) > _SHOWN:
-        click.echo(f"… and {len(found.problems) - _SHOWN} more problems")
+        emit(f"… and {len(found.problems) - _SHOWN} more problems")
     verdict = "verified" if found.passed else "NOT verified"
     again = f", {found.units} units attacked again" if found.units else ""
-    click.echo(
-        f"{verdict}: {found.samples} clean predictions and {found.counterexamples} adversarial inputs replayed{again}"
+    emit(
+        f"{verdict}: {found.samples} clean predictions and {found.counterexamples} adversarial inputs "
+        f"replayed{again}"
     )
     return 0 if found.passed else 1
 
@@ -60,6 +71,6 @@ def _target(run: Path, named: str | None) -> Target:
     if plan.target in BUILTIN_TARGETS:
         return load_target(plan.target)
     raise InputError(
-        f"{str(run)!r} is about target {plan.target!r}, which is not built in; name the target file that you trust: "
-        f"robustml verify {run} --target FILE"
+        f"{str(run)!r} is about target {plan.target!r}, which is not built in; name the target file that you "
+        f"trust: robustml verify {shlex.quote(str(run))} --target FILE"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -115,7 +116,12 @@ def _target(plan: Plan) -> TargetInfo:
 def _threat(ledger: Ledger, threat: Threat, folder: RunFolder, data: Dataset) -> ThreatResult:
     standing = ledger.standing(threat.norm, threat.eps)
     attacks = _attacks(ledger, threat)
-    measured = any(attack.attempted for attack in attacks) or not ledger.correct.any()
+    # What a diagnostic finds beside the suite measures nothing: those that it does not break stay untested.
+    measured = not standing.any() or any(
+        totals.attempted
+        for totals in ledger.totals.values()
+        if totals.stage.of == threat.name and totals.stage.kind == "attack"
+    )
     upper = _estimate(ledger.plan, int(standing.sum())) if measured else None
     return ThreatResult(
         name=threat.name,
@@ -126,7 +132,7 @@ def _threat(ledger: Ledger, threat: Threat, folder: RunFolder, data: Dataset) ->
         undecided=upper.value if upper else None,
         attacks=attacks,
         curve=_curve(ledger, threat) if measured else [],
-        per_class=_per_class(ledger, standing),
+        per_class=_per_class(ledger, standing) if measured else [],
         diagnostics=[
             Diagnostic(
                 **vars(CODES[found.code]),
@@ -137,11 +143,15 @@ def _threat(ledger: Ledger, threat: Threat, folder: RunFolder, data: Dataset) ->
             )
             for found in diagnose(ledger, threat)
         ],
-        outcomes="".join(
-            "s" if stands else "b" if right else "m"
-            for stands, right in zip(standing, ledger.correct, strict=True)
-        ),
+        outcomes=_outcomes(ledger, standing) if measured else "",
         fragile=most_fragile(ledger, threat, folder, data),
+    )
+
+
+def _outcomes(ledger: Ledger, standing: Mask) -> str:
+    return "".join(
+        "s" if stands else "b" if right else "m"
+        for stands, right in zip(standing, ledger.correct, strict=True)
     )
 
 
@@ -175,7 +185,7 @@ def _attack(totals: StageTotals) -> AttackResult:
         id=stage.key.partition("/")[2],
         attack=entry.use,
         options=entry.options,
-        access=_access(stage),
+        access=_access(totals),
         status=status,
         reason=reason,
         attempted=totals.attempted,
@@ -187,29 +197,29 @@ def _attack(totals: StageTotals) -> AttackResult:
     )
 
 
-def _access(stage: Stage) -> Any:
-    entry = stage.entry
+def _access(totals: StageTotals) -> Any:
+    entry = totals.stage.entry
     if entry is None:
-        return "decision"
-    if stage.skipped is not None and isinstance(entry, AttackEntry) and entry.only:
+        return "gradient" if totals.facts.get("overlooked") else "decision"
+    if totals.stage.skipped is not None and isinstance(entry, AttackEntry) and entry.only:
         # Looking up an attack that did not run could import the whole library that it comes from.
         return entry.only[0]
     return find_attack(entry.use).access.label
 
 
 def _carried(ledger: Ledger, threat: Threat) -> AttackResult | None:
-    """What the stages of smaller budgets of the same norm broke before this threat model's turn."""
-    broken = attempted = 0
-    for totals in ledger.totals.values():
-        stage = totals.stage
-        if stage.threat is None or stage.threat.norm != threat.norm or stage.of == threat.name:
-            continue
-        if not _before(ledger, stage.of, threat.name):
-            continue
-        attempted = max(attempted, totals.attempted)
-        broken += totals.broken if stage.threat.eps <= threat.eps else 0
+    """What the stages of other threat models of the same norm broke within this one's budget."""
+    broken = ledger.elsewhere[threat.name]
     if not broken:
         return None
+    attempted = max(
+        totals.attempted
+        for totals in ledger.totals.values()
+        if totals.stage.threat is not None
+        and totals.stage.threat.norm == threat.norm
+        and totals.stage.threat.eps <= threat.eps
+        and totals.stage.of != threat.name
+    )
     return AttackResult(
         id="carried-over",
         attack="evidence from smaller budgets",
@@ -225,18 +235,13 @@ def _carried(ledger: Ledger, threat: Threat) -> AttackResult | None:
     )
 
 
-def _before(ledger: Ledger, name: str, other: str) -> bool:
-    names = [threat.name for threat in ledger.plan.bound_threats]
-    return names.index(name) < names.index(other)
-
-
 def _late(totals: StageTotals, found: int) -> AttackResult:
     stage: Stage = totals.stage
     return AttackResult(
         id=stage.key.partition("/")[2],
-        attack=stage.entry.use if stage.entry else "noise",
+        attack=stage.entry.use if stage.entry else "fgsm, pgd and noise",
         options=stage.entry.options if stage.entry else {},
-        access=_access(stage),
+        access=_access(totals),
         status="ran",
         reason="found by a diagnostic and counted",
         attempted=totals.attempted,
@@ -256,6 +261,7 @@ def _curve(ledger: Ledger, threat: Threat) -> list[CurvePoint]:
         and totals.stage.threat is not None
         and totals.stage.of == threat.name
         and not totals.missing
+        and totals.status == "complete"
     }
     points = [(0.0, int(ledger.correct.sum()))]
     points += [(eps, int(ledger.standing(threat.norm, eps).sum())) for eps in sorted(budgets)]
@@ -296,18 +302,25 @@ def _distrust(ledger: Ledger, clean: Estimate, threats: list[ThreatResult]) -> l
             f"clean accuracy is {100 * clean.value:.1f} %, no better than always naming the largest class "
             f"({100 * largest:.1f} %): check the labels and the normalization"
         )
+    if missing := int((ledger.predicted < 0).sum()):
+        reasons.append(f"the clean pass is missing for {missing} of {ledger.plan.samples} samples")
     for threat in threats:
-        if threat.robust_accuracy.upper is None:
-            reasons.append(f"{threat.name}: no attack of the suite could run, so nothing was measured")
-        for attack in threat.attacks:
-            if attack.status == "partial":
-                reasons.append(f"{threat.name}: {attack.id} is incomplete: {attack.reason}")
-        for diagnostic in threat.diagnostics:
-            if diagnostic.critical and diagnostic.status == "fail":
-                reasons.append(
-                    f"{threat.name}: {diagnostic.code} {diagnostic.title} failed: {diagnostic.detail}"
-                )
+        reasons += [f"{threat.name}: {reason}" for reason in _doubts(ledger, threat)]
     return reasons
+
+
+def _doubts(ledger: Ledger, threat: ThreatResult) -> Iterator[str]:
+    if threat.robust_accuracy.upper is None:
+        yield "no attack of the suite could run, so nothing was measured"
+    for attack in threat.attacks:
+        if attack.status == "partial":
+            yield f"{attack.id} is incomplete: {attack.reason}"
+    probes = {"ordering", "gradients", "unbounded"}
+    if any(t.missing for t in ledger.totals.values() if t.stage.of == threat.name and t.stage.kind in probes):
+        yield "the budget ran out before the diagnostics, so nothing speaks for the attacks"
+    for diagnostic in threat.diagnostics:
+        if diagnostic.critical and diagnostic.status == "fail":
+            yield f"{diagnostic.code} {diagnostic.title} failed: {diagnostic.detail}"
 
 
 def _verdict(plan: Plan, threats: list[ThreatResult], scores: Scores) -> str:

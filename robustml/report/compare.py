@@ -40,27 +40,31 @@ def compare(before: Report, after: Report, *, confidence: float = 0.95) -> list[
 
     Args:
         before, after: Reports on the same data; the models may differ.
-        confidence: Of the interval of each difference (Bonett and Price 2012; the test is McNemar's exact one).
+        confidence: Of the interval of each difference (see `PairedDifference`).
 
     Raises:
-        InputError: if the data differ, or the reports have no sample or no threat model in common.
+        InputError: if the data differ, or no sample or no threat model was measured in both reports.
     """
     if before.target.data.sha256 != after.target.data.sha256:
         raise InputError("the reports are about different data, so their samples cannot be paired")
     shared = sorted(set(before.samples.ids) & set(after.samples.ids))
     if not shared:
         raise InputError("the reports have no sample in common")
-    names = [threat.name for threat in before.threats if threat.name in {t.name for t in after.threats}]
+    # Without outcomes nothing was measured: there is nothing to compare, least of all as robust.
+    measured = {threat.name for threat in after.threats if threat.outcomes}
+    names = [threat.name for threat in before.threats if threat.outcomes and threat.name in measured]
     if not names:
-        raise InputError("the reports have no threat model in common")
-    rows = [_compare("clean", _outcomes(before, None), _outcomes(after, None), "sb", shared, confidence)]
-    for name in names:
-        rows.append(_compare(name, _outcomes(before, name), _outcomes(after, name), "s", shared, confidence))
-    return rows
+        raise InputError("the reports have no measured threat model in common")
+    first = names[0]
+    rows = [_compare("clean", _outcomes(before, first), _outcomes(after, first), "sb", shared, confidence)]
+    return rows + [
+        _compare(name, _outcomes(before, name), _outcomes(after, name), "s", shared, confidence)
+        for name in names
+    ]
 
 
-def _outcomes(report: Report, threat: str | None) -> dict[int, str]:
-    chosen = next(t for t in report.threats if threat in {None, t.name})
+def _outcomes(report: Report, threat: str) -> dict[int, str]:
+    chosen = next(t for t in report.threats if t.name == threat)
     return dict(zip(report.samples.ids, chosen.outcomes, strict=True))
 
 

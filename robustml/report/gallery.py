@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -38,10 +39,14 @@ def most_fragile(ledger: Ledger, threat: Threat, folder: RunFolder, data: Datase
     cache: dict[str, dict[str, Array]] = {}
     for position in broken[eps[broken] <= limit].tolist():
         record = ledger.source[threat.norm][position]
-        assert record is not None and record.evidence is not None
-        columns = cache.setdefault(record.evidence, _columns(folder.path, record))
-        row = int(np.searchsorted(columns["position"], position))
-        shown.append((float(eps[position]), float(columns["distance"][row]), position, row, record))
+        assert record is not None
+        if record.evidence is None:
+            raise InputError(f"{record.stage}, chunk {record.chunk} has no evidence")
+        if record.evidence not in cache:
+            cache[record.evidence] = _columns(folder, record)
+        row = record.broken.index(position)
+        distance = float(cache[record.evidence]["distance"][row])
+        shown.append((float(eps[position]), distance, position, row, record))
     shown.sort(key=lambda item: item[:3])
     return [
         _entry(ledger, folder, data, record, position, row, at, distance, redact=plan.redact)
@@ -49,18 +54,27 @@ def most_fragile(ledger: Ledger, threat: Threat, folder: RunFolder, data: Datase
     ]
 
 
-def _columns(run: Path, record: Record) -> dict[str, Array]:
+def _columns(folder: RunFolder, record: Record) -> dict[str, Array]:
     """Everything in an evidence file but the inputs, which may be large."""
-    with _opened(run, record) as file:
-        return {name: file.get_tensor(name) for name in ("position", "distance", "label")}
+    with _opened(folder, record) as file:
+        columns = {name: file.get_tensor(name) for name in ("distance", "label")}
+        shape = tuple(file.get_slice("x").get_shape())
+    rows = len(record.broken)
+    expected = all(column.shape == (rows,) for column in columns.values())
+    if not expected or shape[:1] != (rows,) or not np.isfinite(columns["distance"]).all():
+        raise InputError(f"evidence {record.evidence} does not hold one row per broken sample")
+    return columns
 
 
-def _opened(run: Path, record: Record) -> Any:
+@contextlib.contextmanager
+def _opened(folder: RunFolder, record: Record) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
+    path = folder.evidence_path(record)
     try:
-        return safe_open(run / str(record.evidence), framework="numpy")
-    except (OSError, SafetensorError) as error:
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except (OSError, SafetensorError, TypeError, ValueError) as error:
         raise InputError(f"evidence {record.evidence} cannot be read: {str(error)[:100]}") from None
 
 
@@ -77,10 +91,12 @@ def _entry(
     redact: bool,
 ) -> Fragile:
     sample = ledger.plan.ids[position]
-    with _opened(folder.path, record) as file:
+    with _opened(folder, record) as file:
         adversarial = file.get_slice("x")[row : row + 1][0]
         predicted = int(file.get_tensor("label")[row])
     original, spec = data.x[sample], ledger.plan.spec
+    if adversarial.shape != original.shape:
+        raise InputError(f"evidence {record.evidence} holds inputs of another shape")
     return Fragile(
         sample=sample,
         label=int(ledger.labels[position]),

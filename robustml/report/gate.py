@@ -36,7 +36,7 @@ def parse_gate(text: str) -> tuple[str, str]:
 
 
 def _split(figure: str, condition: str) -> tuple[str, float]:
-    match = _CONDITION.fullmatch(condition)
+    match = _CONDITION.fullmatch(condition) if isinstance(condition, str) else None
     if match is None or float(match[2]) > 100:
         raise InputError(
             f"gate {figure}: {condition!r} is not a comparison with a number from 0 to 100, as in >= 40"

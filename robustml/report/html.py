@@ -124,7 +124,7 @@ def _readable(data: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _class_name(names: list[str], label: int) -> str:
-    return names[label] if 0 <= label < len(names) else f"class {label}"
+    return names[label] if 0 <= label < len(names) else str(label)
 
 
 def _is_small(picture: Picture) -> bool:

@@ -32,6 +32,8 @@ _JOINERS = "\u200c\u200d"
 
 def plain(text: str) -> str:
     """Make text inert and one line: no terminal escapes, control or direction characters, half surrogates."""
+    if text.isprintable():
+        return text
     return "".join(map(_visible, _ESCAPES.sub("", text)))
 
 

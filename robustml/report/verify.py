@@ -79,27 +79,41 @@ def verify_run(path: Path, target: Target, device: torch.device, *, rerun: int =
         for record in folder.records:
             if record.stage not in by_key or record.chunk >= plan.chunks:
                 problems.append(f"journal: {record.stage} {record.chunk} is not in the plan")
+            elif by_key[record.stage].skipped is not None:
+                problems.append(f"journal: {record.stage} cannot run at all, but has a record")
             elif record.stage == "clean":
                 problems += _replay_clean(bench, record)
-                replayed += record.attempted
+                replayed += len(record.labels)
             elif record.broken:
                 problems += _replay_evidence(bench, folder, record, by_key[record.stage])
                 counterexamples += len(record.broken)
         if rerun and not problems:
-            units, found = _rerun(bench, folder, rerun)
-            problems += found
+            try:
+                units, found = _rerun(bench, folder, rerun)
+                problems += found
+            except InputError as error:
+                problems.append(f"journal: {error}")
     problems += _figures(plan, folder, target.data, report)
     return Verification(tuple(problems), replayed, counterexamples, units)
 
 
 def _identity(plan: Plan, target: Target) -> Iterator[str]:
     if plan.data_sha256 != target.data.sha256 or plan.data_rows != len(target.data):
-        yield f"data: SHA-256 {target.data.sha256[:16]} of the target is not {plan.data_sha256[:16]} of the run"
+        yield f"data: SHA-256 {target.data.sha256[:16]} of the target, {plan.data_sha256[:16]} of the run"
     digest = target.model.fingerprint()
     if digest != plan.model_sha256:
-        yield f"model: SHA-256 {str(digest)[:16]} of the target is not {str(plan.model_sha256)[:16]} of the run"
-    if plan.inputs != target.model.inputs.to_dict() or plan.classes != target.model.classes:
-        yield "model: the input specification or the number of classes of the target is not that of the run"
+        yield f"model: SHA-256 {str(digest)[:16]} of the target, {str(plan.model_sha256)[:16]} of the run"
+    model = target.model
+    for name, stated, found in (
+        ("inputs", plan.inputs, model.inputs.to_dict()),
+        ("classes", plan.classes, model.classes),
+        ("outputs", plan.outputs, model.outputs),
+        ("parameters", plan.parameters, model.size),
+        # A plan that states less access than the model gives would leave out the attacks that need it.
+        ("access", plan.access, model.access.label),
+    ):
+        if stated != found:
+            yield f"model: {name} of the target is {_brief(found)}, of the run {_brief(stated)}"
 
 
 def _replay_clean(bench: Bench, record: Record) -> Iterator[str]:
@@ -135,7 +149,8 @@ def _replay_evidence(bench: Bench, folder: RunFolder, record: Record, stage: Sta
     digests = evidence.digests()
     damaged = {row for row, digest in enumerate(digests) if digest != _at(record.digests, row)}
     for row in sorted(damaged):
-        yield f"{where}: evidence of sample {_sample(bench.plan, record.broken[row])} is not what was recorded"
+        sample = _sample(bench.plan, record.broken[row])
+        yield f"{where}: evidence of sample {sample} is not what was recorded"
     content = (folder.path / str(record.evidence)).read_bytes()
     if not damaged and hashlib.sha256(content).hexdigest() != record.sha256:
         yield f"{where}: {record.evidence} is not the file that was recorded"
@@ -161,7 +176,7 @@ def _replay_points(
     held = set(bench.plan.positions(record.chunk).tolist())
     positions = np.asarray(record.broken, dtype=np.int64)
     if evidence.position.tolist() != record.broken or not set(record.broken) <= held:
-        yield f"{record.stage}, chunk {record.chunk}: the evidence is not about the samples that were recorded"
+        yield f"{record.stage}, chunk {record.chunk}: the evidence is not about the recorded samples"
         return
     x, y, ids = bench.batch(positions)
     point = torch.from_numpy(evidence.x).to(x)
@@ -178,18 +193,22 @@ def _replay_points(
             yield f"sample {sample}: {record.stage}: {failures[row]}"
 
 
+def _equal(value: float, stored: float) -> bool:
+    # Written so that NaN is not equal.
+    return abs(value - stored) <= 1e-6 * max(1.0, value)
+
+
 def _judge(
     logits: Tensor, y: Tensor, lead: Tensor, inside: Tensor, distance: Tensor, evidence: Evidence
 ) -> list[str | None]:
-    wrong = is_wrong(logits, y)
+    wrong, top = is_wrong(logits, y), logits.amax(1, keepdim=True)
+    answers = (logits >= top - _SLACK).tolist()
     found: list[str | None] = []
     for row in range(len(y)):
         value = float(lead[row])
         if not bool(inside[row]):
             found.append("the adversarial input is not within the budget and the valid range")
-        elif abs(float(distance[row]) - float(evidence.distance[row])) > 1e-6 * max(
-            1.0, float(distance[row])
-        ):
+        elif not _equal(float(distance[row]), float(evidence.distance[row])):
             found.append(
                 f"its distance is {float(distance[row]):.6g}, not {float(evidence.distance[row]):.6g}"
             )
@@ -197,9 +216,16 @@ def _judge(
             found.append(f"the model is not fooled: it answers {int(y[row])}, correctly, by {-value:.4f}")
         elif not _close(value, float(evidence.margin[row])):
             found.append(f"it fools the model by {value:.4f}, the run says {float(evidence.margin[row]):.4f}")
+        elif not _among(answers[row], int(evidence.label[row])):
+            found.append(f"the model does not answer {int(evidence.label[row])}, as the run says")
         else:
             found.append(None)
     return found
+
+
+def _among(accepted: list[bool], label: int) -> bool:
+    """Whether a label is one of those that the model gives, up to rounding; none is where it answers NaN."""
+    return not any(accepted) or (0 <= label < len(accepted) and accepted[label])
 
 
 def _rerun(bench: Bench, folder: RunFolder, count: int) -> tuple[int, list[str]]:
@@ -209,22 +235,33 @@ def _rerun(bench: Bench, folder: RunFolder, count: int) -> tuple[int, list[str]]
     candidates = [record for record in folder.records if record.status == "complete"]
     step = max(1, len(candidates) // count)
     chosen = {(record.stage, record.chunk) for record in candidates[::step][:count]}
-    problems = []
+    problems: list[str] = []
+    units = 0
     for stage in ledger.stages:
         for chunk in range(plan.chunks):
             stored = [r for r in folder.records if (r.stage, r.chunk) == (stage.key, chunk)]
             if (stage.key, chunk) in chosen and len(stored) == 1:
                 limits = Limits(max_passes=None)
                 again, _ = run_unit(bench, stage, chunk, ledger.rows(stage, chunk), limits)
-                if (again.broken, again.labels) != (stored[0].broken, stored[0].labels):
-                    differing = sorted(set(again.broken) ^ set(stored[0].broken))
-                    samples = ", ".join(_sample(plan, position) for position in differing[:5])
-                    problems.append(
-                        f"{stage.key}, chunk {chunk}: done again, it differs on samples {samples}"
-                    )
+                units += 1
+                if differing := _disagreement(plan, again, stored[0]):
+                    problems.append(f"{stage.key}, chunk {chunk}: done again, it differs on {differing}")
             if stored:
                 ledger.take(stage, chunk, stored)
-    return len(chosen), problems
+    return units, problems
+
+
+def _disagreement(plan: Plan, again: Record, stored: Record) -> str | None:
+    """What two records of a unit differ on, other than time."""
+    differing = sorted(set(again.broken) ^ set(stored.broken))
+    if again.labels != stored.labels:
+        pairs = zip(plan.positions(stored.chunk).tolist(), again.labels, stored.labels, strict=True)
+        differing = [position for position, new, old in pairs if new != old]
+    if differing:
+        more = ", …" if len(differing) > 5 else ""
+        return f"samples {', '.join(_sample(plan, position) for position in differing[:5])}{more}"
+    figures = ("status", "attempted", "rescued", "unconfirmed", "forward", "backward", "checks", "facts")
+    return ", ".join(name for name in figures if getattr(again, name) != getattr(stored, name)) or None
 
 
 def _figures(plan: Plan, folder: RunFolder, data: Dataset, report: Report) -> list[str]:

@@ -29,7 +29,8 @@ def check_mode(model: Model) -> None:
     if isinstance(model, Classifier) and (layers := mode_dependent_layers(model.module)):
         more = f" and {len(layers) - 1} more" if len(layers) > 1 else ""
         raise InputError(
-            f"the model is in training mode, which matters for {layers[0]}{more}; call model.eval() on it first"
+            f"the model is in training mode, which matters for {layers[0]}{more}; "
+            "call model.eval() on it first"
         )
 
 
@@ -49,7 +50,8 @@ def admit(model: Model, data: Dataset, device: torch.device) -> list[Finding]:
         binary = classes == 2 and raw.numel() == n
         hint = '; declare outputs = "binary-logit" if it is the log-odds of class 1' if binary else ""
         raise InputError(
-            f"the model returns shape {tuple(raw.shape)} for {n} inputs and {classes} classes; ({n}, {classes}) is wanted{hint}"
+            f"the model returns shape {tuple(raw.shape)} for {n} inputs and {classes} classes; "
+            f"({n}, {classes}) is wanted{hint}"
         )
     if bool(raw.isnan().any()):
         raise InputError("the model returns NaN for clean inputs; it must return numbers")
@@ -58,8 +60,8 @@ def admit(model: Model, data: Dataset, device: torch.device) -> list[Finding]:
     difference = float((again - raw).abs().max())
     if difference > 1e-4 * max(1.0, float(raw.abs().max())):
         raise InputError(
-            f"the model answers differently when asked again (by up to {difference:.2g}); one draw of a randomized "
-            "model says nothing about its robustness, so it is not accepted"
+            f"the model answers differently when asked again (by up to {difference:.2g}); one draw of a "
+            "randomized model says nothing about its robustness, so it is not accepted"
         )
     return [
         ("output", f"{model.outputs} for {classes} classes"),
@@ -83,7 +85,8 @@ def probe(model: Model, x: Tensor) -> Tensor:
     except Exception as error:  # user code can raise anything
         message = " ".join(str(error).split())[:200]
         raise InputError(
-            f"the model fails on a batch of shape {tuple(x.shape)} and type {x.dtype}: {type(error).__name__}: {message}"
+            f"the model fails on a batch of shape {tuple(x.shape)} and type {x.dtype}: "
+            f"{type(error).__name__}: {message}"
         ) from error
     if not isinstance(answer, Tensor):
         raise InputError(f"the model returns {type(answer).__name__}; it must return one tensor of outputs")
@@ -95,15 +98,15 @@ def _check_form(model: Model, logits: Tensor) -> None:
     looks_like_shares = bool(((logits >= 0) & (logits <= 1)).all()) and bool(((sums - 1).abs() < 1e-4).all())
     if model.outputs == "logits" and looks_like_shares:
         raise InputError(
-            "the model returns probabilities (each row is within [0, 1] and sums to 1); remove the softmax, or "
-            'declare outputs = "probabilities"'
+            "the model returns probabilities (each row is within [0, 1] and sums to 1); remove the softmax, "
+            'or declare outputs = "probabilities"'
         )
     if model.outputs == "probabilities":
         totals = logits.double().exp().sum(1)
         if not bool(((totals - 1).abs() < 1e-3).all()):
             raise InputError(
-                f'the model declares outputs = "probabilities", but its rows sum to {float(totals.min()):.3g} to '
-                f"{float(totals.max()):.3g}"
+                f'the model declares outputs = "probabilities", but its rows sum to '
+                f"{float(totals.min()):.3g} to {float(totals.max()):.3g}"
             )
 
 
@@ -144,6 +147,7 @@ def infer_classes(module: torch.nn.Module, x: np.ndarray[Any, Any]) -> int:
     if not isinstance(answer, Tensor) or answer.ndim != 2 or answer.shape[1] < 2:
         shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
         raise InputError(
-            f"the model returns {shape} for {len(x[:2])} inputs; wrap it in rml.Classifier(..., classes=..., outputs=...)"
+            f"the model returns {shape} for {len(x[:2])} inputs; "
+            "wrap it in rml.Classifier(..., classes=..., outputs=...)"
         )
     return int(answer.shape[1])

@@ -45,7 +45,7 @@ CODES = {
         title="usable gradients",
         critical=True,
         threshold="fails above 1 % of the probed samples without a gradient under every loss",
-        meaning="Where the gradient is zero, not a number or below 1e-12, gradient attacks do not move: "
+        meaning="Where the gradient is zero, not a number or below 1e-12, gradient attacks stand still: "
         "the model may look robust only because its gradients are masked.",
         remedy="Find the operation that cuts the gradient (rounding, sign, detach, a saturated output) and "
         "attack through a differentiable stand-in for it; trust only gradient-free attacks until then.",
@@ -53,7 +53,7 @@ CODES = {
     "D03": Code(
         title="saturated outputs",
         critical=False,
-        threshold="warns above 5 % of samples with a top probability of exactly 1; fails without a margin loss",
+        threshold="warns above 5 % of samples with a top probability of exactly 1; fails with no margin loss",
         meaning="The softmax is exactly 1 in float32, so the cross-entropy has no gradient; typical of "
         "distillation at a high temperature and of overconfident networks.",
         remedy="Use attacks with the margin or DLR loss, which do not saturate; the built-in suites do.",
@@ -78,8 +78,8 @@ CODES = {
         title="stronger attacks win",
         critical=True,
         threshold="fails above 0.5 % of the probed samples; warns at any",
-        meaning="Samples that one gradient step breaks must fall to many, and random points must break "
-        "nothing that the whole suite could not: otherwise the attacks are not optimizing.",
+        meaning="Samples that one gradient step breaks must fall to many, and neither these steps nor random "
+        "points may break what the whole suite could not: otherwise its attacks are not optimizing.",
         remedy="Raise steps and restarts; look for randomness or masked gradients in the model.",
     ),
     "D12": Code(
@@ -168,21 +168,25 @@ def _ordering(ledger: Ledger, threat: Threat) -> Finding:
     if not facts.get("probed"):
         return Finding("D10", "skipped", None, _no_probe(ledger, "no sample was left to probe"))
     missed, random = facts.get("missed", 0.0), facts.get("noise_broken", 0.0)
-    share = max(missed, random) / facts["probed"]
+    overlooked = facts.get("overlooked", 0.0)
+    share = max(missed, random, overlooked) / facts["probed"]
     draws = ledger.plan.suite.diagnostics.noise_draws * facts["noise_attempted"]
     detail = (
         f"of {facts['probed']:.0f} samples, {missed:.0f} of the {facts.get('weak', 0):.0f} that one step "
         f"breaks withstood 40 steps; {draws:.0f} random points broke {random:.0f} of "
         f"{facts['noise_attempted']:.0f} survivors"
     )
+    if overlooked:
+        detail += f"; one step, or 40, broke {overlooked:.0f} of them"
     return Finding("D10", _status(share, fail=0.005, warn=share > 0), share, detail)
 
 
 def _nested(ledger: Ledger, threat: Threat) -> Finding:
     curve = [t for t in _of(ledger, threat) if t.stage.kind == "curve" and t.stage.threat.eps < threat.eps]  # type: ignore[union-attr]
-    if not any(totals.attempted for totals in curve):
+    overlooked = ledger.overlooked[threat.name]
+    if not overlooked and not any(totals.attempted for totals in curve):
         return Finding("D12", "skipped", None, _no_probe(ledger, "the curve has no smaller budget"))
-    late = sum(totals.late for totals in curve)
+    late = sum(totals.late for totals in curve) + overlooked
     share = late / ledger.plan.samples
     detail = f"{late} samples that the suite left standing broke within a smaller budget"
     return Finding("D12", _status(share, fail=0.005, warn=late > 0), share, detail)

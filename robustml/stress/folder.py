@@ -19,8 +19,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from annotated_types import Ge
 
-from ..errors import InputError, RunError
-from ..files import write_atomic
+from ..errors import InputError, brief
+from ..files import write_atomic, writing
 from ..schema import Frozen, validated
 from .plan import Plan
 
@@ -100,12 +100,12 @@ class RunFolder:
             InputError: if the folder already holds something.
             RunError: if it cannot be written.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if _holds_something(path):
             raise InputError(
                 f"out={str(path)!r} already exists and is not empty; choose another or resume it"
             )
         folder = cls(path)
-        with _writing(path):
+        with writing(path):
             (path / "evidence").mkdir(parents=True, exist_ok=True)
         write_atomic(path / "plan.json", plan.model_dump_json(by_alias=True, indent=1) + "\n")
         return folder
@@ -131,7 +131,10 @@ class RunFolder:
         journal = self.path / "journal.jsonl"
         if not journal.exists():
             return []
-        lines = journal.read_bytes().split(b"\n")
+        try:
+            lines = journal.read_bytes().split(b"\n")
+        except OSError as error:
+            raise InputError(f"{journal} cannot be read: {error.strerror}") from None
         # A killed run may leave a last line without its end; that unit was not finished and is done again.
         complete = lines[:-1]
         self._end = sum(len(line) + 1 for line in complete)
@@ -157,7 +160,8 @@ class RunFolder:
                 f"evidence/{_slug(record.stage)}.{record.chunk:05d}{f'.{again}' if again else ''}.safetensors"
             )
             columns = {key: np.ascontiguousarray(value) for key, value in vars(evidence).items()}
-            content = save(columns, metadata={"stage": record.stage, "chunk": str(record.chunk)})
+            # One key only: safetensors writes several in an order that changes from call to call.
+            content = save(columns, metadata={"unit": f"{record.stage} {record.chunk}"})
             write_atomic(self.path / name, content)
             record = record.model_copy(
                 update={
@@ -168,7 +172,7 @@ class RunFolder:
             )
         line = record.model_dump_json(exclude_defaults=True).encode() + b"\n"
         journal = self.path / "journal.jsonl"
-        with _writing(journal), journal.open("r+b" if journal.exists() else "wb") as file:
+        with writing(journal), journal.open("r+b" if journal.exists() else "wb") as file:
             file.seek(self._end)
             file.truncate()
             file.write(line)
@@ -177,6 +181,17 @@ class RunFolder:
         self._end += len(line)
         self.records.append(record)
         return record
+
+    def evidence_path(self, record: Record) -> Path:
+        """Where the adversarial examples of a record are.
+
+        Raises:
+            InputError: if the record names a file outside the evidence folder.
+        """
+        path = self.path / str(record.evidence)
+        if path.parent != self.path / "evidence":
+            raise InputError(f"{record.evidence!r} is not a file of the evidence folder")
+        return path
 
     def read_evidence(self, record: Record) -> Evidence:
         """Load the adversarial examples of a record.
@@ -187,15 +202,14 @@ class RunFolder:
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
-        path = self.path / str(record.evidence)
-        if path.parent != self.path / "evidence":
-            raise InputError(f"{record.evidence!r} is not a file of the evidence folder")
+        path = self.evidence_path(record)
         try:
             columns = load(path.read_bytes())
             evidence = Evidence(**columns)
+            rows = {len(column) for column in vars(evidence).values()}
         except (OSError, SafetensorError, TypeError, ValueError, KeyError) as error:
             raise InputError(f"evidence {record.evidence} cannot be read: {str(error)[:100]}") from None
-        if not all(len(column) == len(record.broken) for column in vars(evidence).values()):
+        if rows != {len(record.broken)}:
             raise InputError(f"evidence {record.evidence} does not hold one row per broken sample")
         return evidence
 
@@ -207,6 +221,8 @@ def merge(paths: Iterable[Path], out: Path) -> RunFolder:
         InputError: if the folders are not shards of the same plan, or overlap.
     """
     opened = [RunFolder.open(path) for path in paths]
+    if not opened:
+        raise InputError("there is nothing to merge; name the folders of the shards")
     plans = [plan for _, plan in opened]
     for (folder, _), plan in zip(opened, plans, strict=True):
         if plan != plans[0]:
@@ -226,18 +242,12 @@ def merge(paths: Iterable[Path], out: Path) -> RunFolder:
     return merged
 
 
-class _writing:
-    """Turn a failed write into one clear line."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            raise RunError(f"cannot write {str(self.path)!r}: {error.strerror or error}") from None
+def _holds_something(path: Path) -> bool:
+    try:
+        return path.exists() and (not path.is_dir() or any(path.iterdir()))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"out={brief(str(path))} cannot be used: {reason}") from None
 
 
 def _read_json(path: Path, otherwise: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import InputError
+from ..threats import Threat
 from .folder import Record
 from .plan import Plan, Stage, stages
 from .units import Rows
@@ -48,6 +49,8 @@ class Ledger:
         predicted: Clean predictions int64 (n,), -1 where the clean pass is missing.
         eps: For each norm, the smallest budget at which each sample is known to break (infinity if none).
         totals: What each stage did, by its key.
+        elsewhere: For each threat model, how many samples the stages of others broke within its budget.
+        overlooked: Those of them that its own suite had left standing.
 
     Raises:
         InputError: if a record does not fit the plan or claims what cannot be.
@@ -62,6 +65,8 @@ class Ledger:
         self.eps = {t.norm: np.full(plan.samples, np.inf) for t in plan.bound_threats}
         self.source: dict[str, list[Record | None]] = {norm: [None] * plan.samples for norm in self.eps}
         self.totals = {stage.key: StageTotals(stage) for stage in self.stages}
+        self.elsewhere = {threat.name: 0 for threat in plan.bound_threats}
+        self.overlooked = dict(self.elsewhere)
         by_unit: dict[tuple[str, int], list[Record]] = defaultdict(list)
         for record in records:
             if record.stage not in self.totals or record.chunk >= plan.chunks:
@@ -109,10 +114,11 @@ class Ledger:
         expected = self.rows(stage, chunk)
         if not records:
             if work:
-                total.missing += len(expected.standing)
+                attacking = stage.kind in {"attack", "curve"}
+                total.missing += len(expected.standing if attacking else expected.correct)
             return
         for record in records:
-            self._add(total, expected, record)
+            self._add(total, self.rows(stage, chunk), record)
         total.status = records[-1].status if records[-1].status != "complete" else total.status
 
     def _add(self, total: StageTotals, expected: Rows, record: Record) -> None:
@@ -142,8 +148,16 @@ class Ledger:
             raise InputError(
                 f"{record.stage}, chunk {record.chunk} breaks a sample that it had not been given"
             )
+        if record.broken != sorted(set(record.broken)):
+            raise InputError(f"{record.stage}, chunk {record.chunk} does not list its samples in order")
+        if total.stage.kind in {"attack", "curve"} and record.attempted != len(expected.standing):
+            raise InputError(
+                f"{record.stage}, chunk {record.chunk} attacked {record.attempted} samples, but "
+                f"{len(expected.standing)} were standing"
+            )
         own = next(t for t in self.plan.bound_threats if t.name == total.stage.of)
         smallest = self.eps[threat.norm]
+        self._credit(own, threat, smallest[positions])
         if threat.eps < own.eps:
             total.late += int((smallest[positions] > own.eps).sum())
         new = positions[smallest[positions] > threat.eps]
@@ -151,3 +165,13 @@ class Ledger:
         smallest[new] = threat.eps
         for position in new.tolist():
             self.source[threat.norm][position] = record
+
+    def _credit(self, own: Threat, at: Threat, before: np.ndarray[Any, Any]) -> None:
+        """Count for the other threat models of a norm what breaks within their budgets for the first time."""
+        order = self.plan.bound_threats
+        for other in order:
+            if other.norm == own.norm and other.name != own.name and at.eps <= other.eps:
+                count = int((before > other.eps).sum())
+                self.elsewhere[other.name] += count
+                # The larger budgets of a norm come later, so the suite had its turn at this one.
+                self.overlooked[other.name] += count if order.index(other) < order.index(own) else 0

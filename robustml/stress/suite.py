@@ -108,17 +108,19 @@ def load_suite(name: str) -> Suite:
     elif name.endswith(".toml"):
         try:
             text = Path(name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        except UnicodeDecodeError:
+            raise InputError(f"suite {name!r} cannot be read: it is not UTF-8 text") from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise InputError(f"suite {name!r} cannot be read: {reason}") from None
     else:
         raise InputError(f"suite {name!r} is neither built in nor a .toml file{suggest(name, suite_names())}")
     try:
         data = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"suite {name!r} is not valid TOML: {error}") from None
     suite = validated(Suite, data, where=f"suite {name}")
-    for entry in suite.attack:
+    for entry in (*suite.attack, *suite.curve.attack):
         # A family may be slow to import, so its members are looked up only when they will run.
         if ":" not in entry.use:
             find_attack(entry.use)

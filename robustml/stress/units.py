@@ -167,7 +167,8 @@ def _run_attack(
     streams = Streams.derive(bench.plan.seed, purpose, ids)
     status = "complete"
     try:
-        candidates = attack.function(meter, x.clone(), y, threat=threat, streams=streams, **options)
+        # Copies: the check below must not depend on what an attack does to its arguments.
+        candidates = attack.function(meter, x.clone(), y.clone(), threat=threat, streams=streams, **options)
     except BudgetSpent as spent:
         status, candidates = spent.kind, meter.point
     if candidates.shape != x.shape:
@@ -287,10 +288,10 @@ def _no_gradient(model: Meter, x: Tensor, y: Tensor, loss: Callable[[Tensor, Ten
 
 
 def _ordering(bench: Bench, stage: Stage, chunk: int, rows: Rows, limits: Limits) -> tuple[Record, Evidence]:
-    """D10: what a weak attack breaks, a stronger one must break; random points must break nothing new."""
+    """D10: what a weak attack breaks, a stronger one must break; neither may break what the suite left."""
     assert stage.threat is not None
     settings = bench.plan.suite.diagnostics
-    facts, forward, backward = {"probed": float(len(rows.correct))}, 0, 0
+    facts, outcomes = {"probed": float(len(rows.correct))}, []
     if bench.model.access is Access.GRADIENT and stage.threat.norm in find_attack("pgd").norms:
         weak = _run_attack(
             bench, find_attack("fgsm"), {}, stage.threat, f"{stage.key}/fgsm", rows.correct, limits
@@ -298,27 +299,39 @@ def _ordering(bench: Bench, stage: Stage, chunk: int, rows: Rows, limits: Limits
         strong = _run_attack(
             bench, find_attack("pgd"), {}, stage.threat, f"{stage.key}/pgd", weak.evidence.position, limits
         )
+        outcomes = [strong, weak]
+        found = _joined(outcomes, rows.standing)
         facts |= {"weak": float(weak.broken.sum()), "missed": float((~strong.broken).sum())}
-        forward, backward = (
-            weak.meter.forward + strong.meter.forward,
-            weak.meter.backward + strong.meter.backward,
-        )
+        facts["overlooked"] = float(len(found.position))
     options = {"draws": settings.noise_draws}
     random = _run_attack(
         bench, find_attack("noise"), options, stage.threat, f"{stage.key}/noise", rows.standing, limits
     )
     facts |= {"noise_attempted": float(len(rows.standing)), "noise_broken": float(random.broken.sum())}
+    outcomes.append(random)
+    evidence = _joined(outcomes, rows.standing)
     record = Record(
         stage=stage.key,
         chunk=chunk,
         attempted=len(rows.standing),
-        broken=random.evidence.position.tolist(),
-        forward=forward + random.meter.forward,
-        backward=backward + random.meter.backward,
-        checks=random.checks,
+        broken=evidence.position.tolist(),
+        forward=sum(outcome.meter.forward for outcome in outcomes),
+        backward=sum(outcome.meter.backward for outcome in outcomes),
+        checks=sum(outcome.checks for outcome in outcomes),
         facts=facts,
     )
-    return record, random.evidence
+    return record, evidence
+
+
+def _joined(outcomes: list[_Outcome], among: np.ndarray[Any, Any]) -> Evidence:
+    """One counterexample for each of the positions `among` that an attack broke; earlier attacks first."""
+    columns = {
+        name: np.concatenate([getattr(outcome.evidence, name) for outcome in outcomes])
+        for name in vars(outcomes[0].evidence)
+    }
+    positions, first = np.unique(columns["position"], return_index=True)
+    kept = first[np.isin(positions, among)]
+    return Evidence(**{name: column[kept] for name, column in columns.items()})
 
 
 def _unbounded(bench: Bench, stage: Stage, chunk: int, rows: Rows, limits: Limits) -> tuple[Record, None]:

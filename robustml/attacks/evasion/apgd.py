@@ -21,6 +21,7 @@ _L1_SHRINK = 1.5  # by how much the L1 schedule reduces the sparsity and the ste
 _L1_SMALLEST = 10.0  # the L1 step never falls below the first one divided by this
 # The L1 ball is so thin that a search does better to start in a wider one: (width, share of the steps).
 _L1_STAGES = ((3.0, 0.3), (2.0, 0.3))
+_L1_TRIAL = 0.06  # the share that goes first to the ball itself, so that easy samples leave at once
 _L1_FEWEST = 10  # steps that are worth dividing
 
 
@@ -48,6 +49,8 @@ class _State(Columns):
     """L1 only: the share of features that a step moves (n,)."""
     support: Tensor
     """L1 only: how many features `best` had moved at the last checkpoint (n,)."""
+    start: Tensor
+    """L1 only: where the wider stages start (n, *shape)."""
 
 
 @attack(
@@ -103,6 +106,7 @@ def _start(search: Search, objective: Loss, z: Tensor, step: float, *, record: b
         halved=torch.ones(n, dtype=torch.bool, device=device),
         density=moved / (z[0].numel() * _L1_SHRINK),
         support=moved,
+        start=z,
     )
 
 
@@ -178,16 +182,27 @@ def _checkpoints(steps: int) -> set[int]:
     return {math.ceil(fraction * steps) for fraction in fractions[1:]}
 
 
+@dataclass
+class _Point(Columns):
+    z: Tensor
+
+
 def _run_l1(search: Search, objective: Loss, steps: int) -> Tensor:
     """Section 4 of the second paper: wider balls first, each stage from the best point of the last."""
     noise = search.streams.normal(search.x[0].numel(), dtype=search.x.dtype)
-    z = search.x + noise.view_as(search.x)
-    left = steps
-    for width, share in _L1_STAGES if steps >= _L1_FEWEST else ():
+    point = _Point(z=search.x + noise.view_as(search.x))
+    if steps < _L1_FEWEST:
+        return _stage(search, objective, point.z, steps, point)
+    left = steps - math.ceil(_L1_TRIAL * steps)
+    last = _stage(search, objective, point.z, steps - left, point)
+    search.prune(0, point)
+    if len(search) == 0:
+        return last
+    for width, share in _L1_STAGES:
         count = math.ceil(share * steps)
         left -= count
-        z = _widened(search, objective, z, count, width)
-    return _stage(search, objective, z, left)
+        point.z = _widened(search, objective, point.z, count, width)
+    return _stage(search, objective, point.z, left, point)
 
 
 def _widened(search: Search, objective: Loss, z: Tensor, steps: int, width: float) -> Tensor:
@@ -203,8 +218,10 @@ def _widened(search: Search, objective: Loss, z: Tensor, steps: int, width: floa
     return state.best
 
 
-def _stage(search: Search, objective: Loss, z: Tensor, steps: int) -> Tensor:
+def _stage(search: Search, objective: Loss, z: Tensor, steps: int, along: _Point) -> Tensor:
+    """A stage inside of the ball; `along` is cut down with the samples that are left."""
     state = _start(search, objective, search.ball.project(z), search.ball.eps)
+    state.start = along.z
     for step in range(1, steps + 1):
         if not search.prune(step - 1, state):
             break
@@ -214,6 +231,7 @@ def _stage(search: Search, objective: Loss, z: Tensor, steps: int) -> Tensor:
             break
         _evaluate(state, search, objective)
         _adapt_sparsity(state, search, search.ball, step, steps)
+    along.z = state.start
     return state.best
 
 

@@ -15,7 +15,9 @@ from ..active import Search
     norms={"linf", "l2", "l1"},
     reference="Goodfellow, Shlens and Szegedy 2015, section 4",
 )
-def fgsm(model: Logits, x: Tensor, y: Tensor, *, threat: Threat, streams: Streams, loss: str = "ce") -> Tensor:
+def fgsm(
+    model: Logits, x: Tensor, y: Tensor, *, threat: Threat, streams: Streams, loss: str = "ce"
+) -> Tensor:
     """Fast gradient sign method: one step of the full budget along the gradient.
 
     Args:

@@ -24,7 +24,13 @@ class _State(Columns):
     reference="Carlini et al. 2019, section 4.4 (random search as a sanity check)",
 )
 def noise(
-    model: Logits, x: Tensor, y: Tensor, *, threat: Threat, streams: Streams, draws: Annotated[int, Ge(1)] = 100
+    model: Logits,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: Threat,
+    streams: Streams,
+    draws: Annotated[int, Ge(1)] = 100,
 ) -> Tensor:
     """Random points of the ball, drawn independently: the weakest attack that there is.
 

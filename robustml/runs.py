@@ -1,0 +1,183 @@
+"""Starting, resuming and merging runs: from a target to a finished folder."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import __version__
+from .data import Dataset, choose
+from .errors import InputError, brief
+from .report.build import build_report
+from .report.gate import check_gate
+from .report.model import Report
+from .stress.admission import admit, check_mode
+from .stress.folder import RunFolder
+from .stress.folder import merge as merge_folders
+from .stress.plan import Plan
+from .stress.runner import Observer, Shard, Silent, execute
+from .stress.suite import complete, load_suite
+from .stress.units import Bench
+from .targets import Target
+
+__all__ = ["DEFAULT_BATCH", "make_plan", "merge_runs", "pick_device", "run_target", "save_report"]
+
+DEFAULT_BATCH = 256
+
+
+def run_target(
+    target: Target,
+    *,
+    out: Path,
+    device: str = "auto",
+    confidence: float = 0.95,
+    max_passes: float | None = None,
+    time_budget: float | None = None,
+    shard: Shard | None = None,
+    resume: bool = False,
+    redact: bool = False,
+    observer: Observer | None = None,
+    command: str = "",
+) -> tuple[Plan, RunFolder]:
+    """Do the attacking of a stress test, all of it or one shard; `save_report` or `merge_runs` come after.
+
+    Raises:
+        InputError, RunError: as `stress_test`.
+    """
+    place = pick_device(device)
+    _check_settings(target, confidence, max_passes, time_budget, shard or Shard())
+    check_mode(target.model)
+    with target.model.ready(place):
+        admit(target.model, target.data, place)
+        plan = make_plan(
+            target, place, confidence=confidence, max_passes=max_passes, redact=redact, command=command
+        )
+        folder = _resumed(out, plan) if resume else RunFolder.create(out, plan)
+        bench = Bench(plan, target.model, target.data, place)
+        execute(bench, folder, observer=observer or Silent(), shard=shard, time_budget=time_budget)
+    return plan, folder
+
+
+def merge_runs(paths: Sequence[Path], out: Path, target: Target) -> Report:
+    """Put the shards of a run together in a new folder and write its report.
+
+    Raises:
+        InputError: if the folders are not the shards of one run on this target.
+        RunError: if the new folder cannot be written.
+    """
+    _, plan = RunFolder.open(paths[0])
+    if plan.data_sha256 != target.data.sha256:
+        raise InputError(f"{str(paths[0])!r} was run on other data than target {target.name!r} has")
+    return save_report(plan, merge_folders(paths, out), target.data)
+
+
+def save_report(plan: Plan, folder: RunFolder, data: Dataset) -> Report:
+    """Build the report of a run and write it into the run's folder, as JSON and as HTML."""
+    report = build_report(plan, folder, data)
+    report.save(folder.path / "report.json")
+    report.save(folder.path / "report.html")
+    return report
+
+
+def make_plan(
+    target: Target,
+    device: torch.device,
+    *,
+    confidence: float,
+    max_passes: float | None,
+    redact: bool,
+    command: str,
+) -> Plan:
+    """Fix everything that decides the figures of a run."""
+    model, data = target.model, target.data
+    ids = choose(data.y, target.samples, target.select, target.seed)
+    return Plan(
+        target=target.name,
+        model_name=target.model_name,
+        model_sha256=model.fingerprint(),
+        parameters=model.size,
+        access=model.access.label,
+        outputs=model.outputs,
+        inputs=model.inputs.to_dict(),
+        classes=model.classes,
+        class_names=list(target.class_names),
+        data_name=data.name,
+        data_sha256=data.sha256,
+        data_rows=len(data),
+        ids=ids.tolist(),
+        threats=[threat.name for threat in target.threats],
+        suite=complete(load_suite(target.suite), model.access, {threat.norm for threat in target.threats}),
+        seed=target.seed,
+        chunk=target.batch_size or DEFAULT_BATCH,
+        confidence=confidence,
+        max_passes=max_passes,
+        gate=target.gate,
+        redact=redact,
+        environment={
+            "device": device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+            "robustml": __version__,
+            "torch": torch.__version__,
+        },
+        command=command,
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that a name stands for; "auto" is a GPU where there is one.
+
+    Raises:
+        InputError: for a name that torch does not know, or a device that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"device={name!r} cannot be used: {str(error).splitlines()[0][:120]}") from None
+    return device
+
+
+def _check_settings(
+    target: Target, confidence: float, max_passes: float | None, time_budget: float | None, shard: Shard
+) -> None:
+    if not target.threats:
+        raise InputError("threats is empty; give at least one threat model, as in linf:8/255")
+    names = [threat.name for threat in target.threats]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise InputError(f"threats names {sorted(twice)[0]} twice")
+    if not (_is_number(confidence) and 0 < confidence < 1):
+        raise InputError(f"confidence={brief(confidence)} is not a number between 0 and 1")
+    for name, budget in (("max_passes", max_passes), ("time_budget", time_budget)):
+        if budget is not None and not (_is_number(budget) and budget > 0):
+            raise InputError(f"{name}={brief(budget)} is not a finite number above 0")
+    batch = target.batch_size
+    if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
+        raise InputError(f"batch_size={batch!r} is not a whole number of at least 1")
+    seed = target.seed
+    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+        raise InputError(f"seed={brief(seed)} is not a whole number of 64 bits")
+    if not 1 <= shard.index <= shard.count:
+        raise InputError(f"shard {shard.index}/{shard.count} is not of the form 1/2, 2/2")
+    check_gate(target.gate, names)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _resumed(out: Path, plan: Plan) -> RunFolder:
+    folder, before = RunFolder.open(out)
+    for field in Plan.model_fields:
+        # The command that is run again names the folder to resume, and is otherwise the same.
+        if field != "command" and getattr(before, field) != getattr(plan, field):
+            raise InputError(f"{str(out)!r} cannot be resumed: its {field} is not the same as now")
+    return folder
