@@ -117,9 +117,12 @@ class Search:
         return values.detach(), gradient.nan_to_num(0.0, 0.0, 0.0)
 
     def _record(self, point: Tensor, logits: Tensor) -> None:
-        hit = is_wrong(logits, self.y)
-        self._point = torch.where(per_row(hit & ~self._hit, point), point, self._point)
-        self._hit |= hit
+        new = is_wrong(logits, self.y) & ~self._hit
+        # On a CPU a look at the mask is free, and mostly there is nothing new; elsewhere it is a stall.
+        if new.device.type == "cpu" and not bool(new.any()):
+            return
+        self._point = torch.where(per_row(new, point), point, self._point)
+        self._hit |= new
 
     def prune(self, step: int, state: Columns) -> bool:
         """At some steps, let broken samples leave the active set; False once none is left.

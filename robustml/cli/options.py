@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,7 +110,8 @@ def load_report(path: Path) -> Report:
 
     if path.is_dir() and not (path / "report.json").exists():
         begun = (path / "plan.json").exists()
-        hint = f"go on with robustml stress TARGET --resume {path}" if begun else "is it a run folder?"
+        resume = f"go on with robustml stress TARGET --resume {shlex.quote(str(path))}"
+        hint = resume if begun else "is it a run folder?"
         raise InputError(f"{str(path)!r} holds no report.json; {hint}")
     return Report.load(path)
 

@@ -28,8 +28,8 @@ def checked_plan(
     Raises:
         InputError: for whatever in the target's settings a run would refuse.
     """
-    from ..runs import make_plan
     from ..report.gate import check_gate
+    from ..runs import make_plan
 
     if not target.threats:
         raise InputError("threats is empty; give at least one threat model, as in --threat linf:8/255")

@@ -118,8 +118,8 @@ def _stress(
     shard: Shard,
     time_budget: float | None,
 ) -> int:
-    from ..runs import run_target, save_report
     from ..progress import display_for
+    from ..runs import run_target, save_report
 
     report = None
     with stdout_for_results(), display_for() as display:

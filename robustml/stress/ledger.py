@@ -117,12 +117,13 @@ class Ledger:
                 attacking = stage.kind in {"attack", "curve"}
                 total.missing += len(expected.standing if attacking else expected.correct)
             return
+        # A unit that time cut short is taken up again with what was left of the same samples.
+        total.attempted += records[0].attempted
         for record in records:
             self._add(total, self.rows(stage, chunk), record)
         total.status = records[-1].status if records[-1].status != "complete" else total.status
 
     def _add(self, total: StageTotals, expected: Rows, record: Record) -> None:
-        total.attempted += record.attempted
         total.rescued += record.rescued
         total.unconfirmed += record.unconfirmed
         total.forward += record.forward

@@ -61,7 +61,7 @@ class Meter:
 
     def focus(self, rows: Tensor) -> None:
         """Announce which rows of the batch the next calls hold."""
-        everything = len(rows) == len(self._y)
+        everything = len(rows) == len(self._y) and bool((rows.diff() == 1).all())
         self._focused = None if everything else (rows, self._ball.select(rows), self._y[rows])
 
     def __call__(self, x: Tensor, /) -> Tensor:
@@ -89,10 +89,11 @@ class Meter:
         if len(x) != len(y):
             return
         hit = is_wrong(logits, y)
-        # On a CPU looking is free, and mostly there is nothing new; elsewhere it would stall the device.
         new = hit & ~(self.hit if rows is None else self.hit[rows])
-        if x.device.type == "cpu" and not bool(new.any()):
+        if x.device.type == "cpu":
+            self._keep_few(rows, ball, new, x)
             return
+        # Elsewhere asking how many are new would stall the device; masked work on all rows does not.
         new &= ball.contains(x)
         if rows is None:
             self.point = torch.where(per_row(new, x), x, self.point)
@@ -100,3 +101,12 @@ class Meter:
         else:
             self.point[rows] = torch.where(per_row(new, x), x, self.point[rows])
             self.hit[rows] |= new
+
+    def _keep_few(self, rows: Tensor | None, ball: Ball, new: Tensor, x: Tensor) -> None:
+        places = new.nonzero()[:, 0]
+        if not len(places):
+            return
+        places = places[ball.select(places).contains(x[places])]
+        here = places if rows is None else rows[places]
+        self.point[here] = x[places]
+        self.hit[here] = True

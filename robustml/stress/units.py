@@ -166,6 +166,9 @@ def _run_attack(
     )
     streams = Streams.derive(bench.plan.seed, purpose, ids)
     status = "complete"
+    if not len(positions):
+        # Not every model answers for an empty batch.
+        return _confirm(bench, meter, ball, y, positions, x, status)
     try:
         # Copies: the check below must not depend on what an attack does to its arguments.
         candidates = attack.function(meter, x.clone(), y.clone(), threat=threat, streams=streams, **options)
@@ -215,6 +218,8 @@ def _confirm(
 
 def _holds(bench: Bench, ball: Ball, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """Whether each point is valid and misclassified, with the logits."""
+    if not len(z):
+        return torch.zeros(0, dtype=torch.bool, device=z.device), z.new_zeros(0, bench.plan.classes)
     with torch.no_grad():
         logits = bench.model(z)
     return is_wrong(logits, y) & ball.contains(z), logits

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -124,6 +125,13 @@ class Bench:
         path.write_text(text.replace(old, new))
 
 
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith(tuple(f"ROBUSTML_{verb.upper()}_" for verb in cli.cli.commands)):
+            monkeypatch.delenv(name)
+
+
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.chdir(tmp_path)
@@ -238,8 +246,6 @@ def _made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def made(_made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a target and a finished run of it, `run`, to read or to damage."""
-    import shutil
-
     folder = tmp_path / "made"
     shutil.copytree(_made, folder)
     monkeypatch.chdir(folder)

@@ -152,7 +152,7 @@ def test_an_unexpected_error_is_3_and_one_line(bench, command, monkeypatch, caps
     def explode(*_: object, **__: object) -> None:
         raise LookupError("first\nsecond \x1b[31m")
 
-    monkeypatch.setattr("robustml.api.run_target", explode)
+    monkeypatch.setattr("robustml.runs.run_target", explode)
     outcome = command("stress", bench.folder, "--out", "run")
     assert (outcome.code, outcome.out) == (3, "")
     assert outcome.err == (

@@ -144,8 +144,8 @@ def test_records_that_cannot_be(
 
 def test_what_is_missing_is_counted(finished: tuple[Plan, np.ndarray, list[Record]]) -> None:
     plan, labels, records = finished
-    after = {r.chunk for r in records if r.stage == "linf:0.2/apgd"}
-    dropped = next(r for r in records if r.stage == "linf:0.2/fgsm" and r.broken and r.chunk in after)
+    after = {r.chunk for r in records if r.stage == "linf:0.05/apgd"}
+    dropped = next(r for r in records if r.stage == "linf:0.05/fgsm" and r.broken and r.chunk in after)
     left = [r for r in records if r is not dropped]
     with pytest.raises(InputError):
         # What came after had seen fewer survivors than there would have been.

@@ -262,6 +262,7 @@ def test_time_that_runs_out_inside_an_attack_keeps_what_it_found(tmp_path: Path)
         full = run(chosen, tmp_path / "full")
     assert again.threats[0].outcomes == full.threats[0].outcomes
     assert again.threats[0].attacks[0].status == "ran"
+    assert again.threats[0].attacks[0].attempted == 27  # not once more for those that were taken up again
 
 
 def test_two_budgets_of_a_norm_are_nested(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def records_of(out: Path) -> list[Any]:
 
 
 class Counting(nn.Module):
-    """Count the samples that go through a module, and fail at a chosen one."""
+    """Count the samples that go through a module; fail at a chosen one, and when asked about none."""
 
     def __init__(
         self, module: nn.Module, *, fail_after: int | None = None, error: Any = KeyboardInterrupt
@@ -154,6 +154,8 @@ class Counting(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.fail_after is not None and self.samples >= self.fail_after:
             raise self.error
+        if not len(x):
+            raise ValueError("an empty batch")
         self.samples += len(x)
         answer: Tensor = self.module(x)
         return answer

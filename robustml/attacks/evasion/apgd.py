@@ -140,8 +140,8 @@ def _run(search: Search, objective: Loss, steps: int) -> Tensor:
 
 
 def _blend(state: _State, ahead: Tensor, momentum: float, search: Search) -> Tensor:
-    moved = state.z + momentum * (ahead - state.z) + (1 - momentum) * (state.z - state.previous)
-    return search.ball.project(moved)
+    moved = torch.lerp(state.z, ahead, momentum)
+    return search.ball.project(moved.add_(state.z - state.previous, alpha=1 - momentum))
 
 
 def _evaluate(state: _State, search: Search, objective: Loss, *, record: bool = True) -> None:
