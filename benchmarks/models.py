@@ -15,7 +15,9 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 def data_option(parser: argparse.ArgumentParser) -> None:
     """Add the option that says where the data lie."""
-    parser.add_argument("--data", type=Path, default=SHARED, help="folder of mnist.npz and mnist_pgd.safetensors")
+    parser.add_argument(
+        "--data", type=Path, default=SHARED, help="folder of mnist.npz and mnist_pgd.safetensors"
+    )
 
 
 def mnist(folder: Path, part: str, count: int) -> tuple[Tensor, Tensor]:

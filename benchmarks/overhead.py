@@ -1,8 +1,9 @@
 """What an attack costs beyond its forward and backward passes, and how many of them it needs.
 
 Each attack is timed against a bare loop of exactly the same passes (the same batch sizes in the same order,
-weights frozen, nothing but the model), in turn, several times; the median ratio is printed. Run it with one
-thread on an otherwise idle machine: `python benchmarks/overhead.py`.
+weights frozen, nothing but the model), in turn, several times. Printed are the ratio of the best times, which
+other work on the machine disturbs least, and the median of the paired ratios. One thread; run it on an
+otherwise idle machine: `python benchmarks/overhead.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from robustml.registry import find_attack
 from robustml.sampling import Streams
 from robustml.stress.meter import Meter
 
-CASES = [("pgd", {"steps": 40}), ("apgd", {"loss": "ce"}), ("apgd", {"loss": "margin"}), ("apgd", {"loss": "dlr"})]
+CASES: list[tuple[str, dict[str, object]]] = [
+    ("pgd", {"steps": 40}),
+    *(("apgd", {"loss": loss}) for loss in ("ce", "margin", "dlr")),
+]
 
 
 class Tape:
@@ -53,7 +57,9 @@ def floor(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, calls: list[l
                 model(batch)
 
 
-def run(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, name: str, options: dict[str, object]) -> None:
+def run(
+    model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, name: str, options: dict[str, object]
+) -> None:
     """One attack on one batch, as the harness runs it: through the meter that counts and watches."""
     threat = rml.Linf(0.3).within(rml.InputSpec(shape=tuple(x.shape[1:])))
     ball = threat.around(x)
@@ -68,21 +74,37 @@ def timed(work: Callable[[], None]) -> float:
 
 
 def overhead(model: rml.Classifier, x: Tensor, y: Tensor, batch: int, repeats: int) -> None:
-    print(f"overhead over the bare passes, batch {batch}, median of {repeats} (lowest, highest)")
+    print(f"time over that of the bare passes, batch {batch}, {repeats} turns each")
+    part, labels = x[:batch], y[:batch]
     for name, options in CASES:
-        ratios = []
-        for repeat in range(repeats):
-            start = (repeat * batch) % (len(x) - batch + 1)
-            part, labels = x[start : start + batch], y[start : start + batch]
-            tape = Tape(model)
-            run(tape, part, labels, name, options)
-            before = timed(lambda calls=tape.calls: floor(model, part, labels, calls))
-            spent = timed(lambda: run(model, part, labels, name, options))
-            after = timed(lambda calls=tape.calls: floor(model, part, labels, calls))
-            ratios.append(2 * spent / (before + after))
-        shown = " ".join(f"{key}={value}" for key, value in options.items())
-        median = statistics.median(ratios)
-        print(f"  {name:5} {shown:12} {median:.3f}  ({min(ratios):.3f}, {max(ratios):.3f})")
+        tape = Tape(model)
+        run(tape, part, labels, name, options)
+        bare, attack = measure(model, part, labels, name, options, tape.calls, repeats)
+        paired = statistics.median(spent / floor for spent, floor in zip(attack, bare, strict=True))
+        print(
+            f"  {name:5} {shown(options):12} best {min(attack) / min(bare):.3f}  median of pairs {paired:.3f}"
+        )
+
+
+def measure(
+    model: rml.Classifier,
+    x: Tensor,
+    y: Tensor,
+    name: str,
+    options: dict[str, object],
+    calls: list[list[int]],
+    repeats: int,
+) -> tuple[list[float], list[float]]:
+    """Seconds of the bare passes and of the attack, in turn."""
+    bare, attack = [], []
+    for _ in range(repeats):
+        bare.append(timed(lambda: floor(model, x, y, calls)))
+        attack.append(timed(lambda: run(model, x, y, name, options)))
+    return bare, attack
+
+
+def shown(options: dict[str, object]) -> str:
+    return " ".join(f"{key}={value}" for key, value in options.items())
 
 
 def passes(model: rml.Classifier, x: Tensor, y: Tensor, batch: int) -> None:
@@ -94,15 +116,16 @@ def passes(model: rml.Classifier, x: Tensor, y: Tensor, batch: int) -> None:
             run(tape, part, labels, name, options)
             forward += sum(size for size, _ in tape.calls)
             backward += sum(size for _, size in tape.calls)
-        shown = " ".join(f"{key}={value}" for key, value in options.items())
-        print(f"  {name:5} {shown:12} {forward / len(x):.2f} forward, {backward / len(x):.2f} backward")
+        print(
+            f"  {name:5} {shown(options):12} {forward / len(x):.2f} forward, {backward / len(x):.2f} backward"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     data_option(parser)
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

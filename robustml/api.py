@@ -14,8 +14,8 @@ import torch
 
 from .classifier import Classifier, Model
 from .data import Dataset, as_dataset
+from .data.gathering import Array, gather
 from .errors import InputError, brief
-from .gathering import Array, gather
 from .inputs import InputSpec
 from .report.model import Report
 from .runs import DEFAULT_BATCH, run_target, save_report

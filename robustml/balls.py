@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .inputs import InputSpec
     from .threats import Threat
 
-__all__ = ["TOLERANCE", "Ball", "L0Ball", "L1Ball", "L2Ball", "LinfBall", "per_row"]
+__all__ = ["TOLERANCE", "Ball", "L0Ball", "L1Ball", "L2Ball", "LinfBall", "overwrite_", "per_row"]
 
 # A perturbation is inside its ball when it exceeds the budget by no more than this relative slack.
 TOLERANCE = 1e-6
@@ -89,6 +89,16 @@ class Ball(ABC):
         # The sum is rounded; roundings away from x in many features would together leave the ball.
         too_far = (point - self.x).abs() > step.abs()
         return torch.where(too_far, torch.nextafter(point, self.x), point).clamp_(self.lower, self.upper)
+
+    def project_(self, z: Tensor) -> Tensor:
+        """As `project`, for a tensor that is the caller's to overwrite; saves a copy where it can."""
+        return self.project(z)
+
+    def advance(self, z: Tensor, direction: Tensor, length: float | Tensor) -> Tensor:
+        """Go from z (n, *shape) in a direction, by one length or one per sample (n,), and project."""
+        if isinstance(length, Tensor):
+            return self.project_(torch.addcmul(z, direction, per_row(length, z)))
+        return self.project_(torch.add(z, direction, alpha=length))
 
     def random(self, streams: Streams) -> Tensor:
         """A random point of the ball for each input, drawn from its own stream."""
@@ -200,6 +210,9 @@ class LinfBall(Ball):
 
     def project(self, z: Tensor) -> Tensor:
         return torch.clamp(z, self.lower, self.upper)
+
+    def project_(self, z: Tensor) -> Tensor:
+        return z.clamp_(self.lower, self.upper)
 
     def _shrink(self, delta: Tensor) -> Tensor:
         return delta.clamp(-self.eps, self.eps)
@@ -321,6 +334,15 @@ class L0Ball(Ball):
 
     def _length(self, delta: Tensor) -> Tensor:
         return (delta != 0).sum(1).to(delta.dtype)
+
+
+def overwrite_(target: Tensor, mask: Tensor, source: Tensor) -> None:
+    """Copy the rows that a mask (n,) chooses from one tensor to another of the same shape, in place."""
+    if target.device.type != "cpu":
+        # Asking which rows they are would stall the device.
+        torch.where(per_row(mask, target), source, target, out=target)
+    elif len(places := mask.nonzero()[:, 0]):
+        target.index_copy_(0, places, source.index_select(0, places))
 
 
 def per_row(values: Tensor, reference: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .balls import TOLERANCE, Ball, L0Ball, L1Ball, L2Ball, LinfBall, per_row
+from .balls import TOLERANCE, Ball, L0Ball, L1Ball, L2Ball, LinfBall, overwrite_, per_row
 from .errors import InputError, brief, suggest
 from .inputs import InputSpec
 
@@ -31,6 +31,7 @@ __all__ = [
     "Linf",
     "Threat",
     "format_eps",
+    "overwrite_",
     "parse_eps",
     "parse_threat",
     "per_row",

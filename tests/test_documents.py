@@ -10,7 +10,7 @@ import pytest
 
 from robustml.inputs import InputSpec
 from robustml.stress.suite import load_suite
-from robustml.target_file import read_target_file
+from robustml.targets.file import read_target_file
 
 ROOT = Path(__file__).resolve().parents[1]
 GENERATED = {"_build", "examples", "_ext"}

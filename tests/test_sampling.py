@@ -160,9 +160,9 @@ def test_no_shape_gives_one_number_per_sample_and_no_sample_gives_none() -> None
 
 
 def test_global_random_state_is_left_alone() -> None:
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     s = streams([1, 2])
     s.uniform(3), s.normal(3), s.signs(3), s.integers(5, 3), s.restart(1).bits(2)
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1] == random.getstate()
-    assert (before[2] == np.random.get_state()[1]).all()  # noqa: NPY002
+    assert (before[2] == np.random.get_state()[1]).all()

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..losses import Loss, is_wrong
 from ..registry import Logits
 from ..sampling import Streams
-from ..threats import Threat, per_row
+from ..threats import Threat, overwrite_, per_row
 
 __all__ = ["Columns", "Search", "Watched"]
 
@@ -73,7 +73,7 @@ class Search:
         self.streams = base if everything else base.select(rows)
         # What this stretch of the search has broken, and where; merged into the batch when rows leave.
         self._hit = torch.zeros(len(rows), dtype=torch.bool, device=x.device)
-        self._point = self.x
+        self._point = self.x.clone()
         self._refocus()
 
     def _refocus(self) -> None:
@@ -114,14 +114,13 @@ class Search:
         (gradient,) = torch.autograd.grad(values.sum(), point, allow_unused=True)
         if gradient is None:
             return values.detach(), torch.zeros_like(z)
-        return values.detach(), gradient.nan_to_num(0.0, 0.0, 0.0)
+        # Some gradients are one number expanded, which cannot be written to.
+        gradient = gradient if gradient.is_contiguous() else gradient.contiguous()
+        return values.detach(), gradient.nan_to_num_(0.0, 0.0, 0.0)
 
     def _record(self, point: Tensor, logits: Tensor) -> None:
         new = is_wrong(logits, self.y) & ~self._hit
-        # On a CPU a look at the mask is free, and mostly there is nothing new; elsewhere it is a stall.
-        if new.device.type == "cpu" and not bool(new.any()):
-            return
-        self._point = torch.where(per_row(new, point), point, self._point)
+        overwrite_(self._point, new, point)
         self._hit |= new
 
     def prune(self, step: int, state: Columns) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...losses import Loss, loss_named
 from ...registry import Access, Logits, attack
 from ...sampling import Streams
-from ...threats import Ball, Threat, per_row
+from ...threats import Ball, Threat, overwrite_, per_row
 from ..active import Columns, Search
 from ..steps import sparse_ascent
 
@@ -98,9 +98,9 @@ def _start(search: Search, objective: Loss, z: Tensor, step: float, *, record: b
         value=value,
         gradient=gradient,
         step=torch.full((n,), step, dtype=z.dtype, device=device),
-        best=z,
+        best=z.clone(),
         best_value=value,
-        best_gradient=gradient,
+        best_gradient=gradient.clone(),
         rises=torch.zeros(n, dtype=torch.int64, device=device),
         checkpoint_value=value,
         halved=torch.ones(n, dtype=torch.bool, device=device),
@@ -123,8 +123,7 @@ def _run(search: Search, objective: Loss, steps: int) -> Tensor:
         if not search.prune(step, state):
             break
         momentum = _MOMENTUM if step else 1.0
-        ahead = per_row(state.step, state.z) * search.ball.ascent(state.gradient)
-        ahead = search.ball.project(ahead.add_(state.z))
+        ahead = search.ball.advance(state.z, search.ball.ascent(state.gradient), state.step)
         mixed = ahead if step == 0 else _blend(state, ahead, momentum, search)
         state.previous, state.z = state.z, mixed
         if step == steps - 1:
@@ -141,16 +140,15 @@ def _run(search: Search, objective: Loss, steps: int) -> Tensor:
 
 def _blend(state: _State, ahead: Tensor, momentum: float, search: Search) -> Tensor:
     moved = torch.lerp(state.z, ahead, momentum)
-    return search.ball.project(moved.add_(state.z - state.previous, alpha=1 - momentum))
+    return search.ball.project_(moved.add_(state.z - state.previous, alpha=1 - momentum))
 
 
 def _evaluate(state: _State, search: Search, objective: Loss, *, record: bool = True) -> None:
     value, gradient = search.climb(state.z, objective, record=record)
     state.rises = state.rises + (value > state.value)
     better = value > state.best_value
-    rows = per_row(better, state.z)
-    state.best = torch.where(rows, state.z, state.best)
-    state.best_gradient = torch.where(rows, gradient, state.best_gradient)
+    overwrite_(state.best, better, state.z)
+    overwrite_(state.best_gradient, better, gradient)
     state.best_value = torch.where(better, value, state.best_value)
     state.value, state.gradient = value, gradient
 

@@ -25,6 +25,6 @@ def fgsm(
     """
     search = Search(model, x, y, threat, streams)
     _, gradient = search.climb(x, loss_named(loss))
-    z = search.ball.project(x + search.ball.eps * search.ball.ascent(gradient))
+    z = search.ball.advance(x, search.ball.ascent(gradient), search.ball.eps)
     search.look(z)
     return search.finish(z)

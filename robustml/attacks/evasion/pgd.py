@@ -59,7 +59,7 @@ def pgd(
         state.z = search.ball.random(search.streams)
         for step in range(steps):
             _, gradient = search.climb(state.z, objective)
-            state.z = search.ball.project(state.z + length * _direction(search, state.z, gradient))
+            state.z = search.ball.advance(state.z, _direction(search, state.z, gradient), length)
             if not search.prune(step, state):
                 break
         if len(search):

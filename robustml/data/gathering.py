@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, RandomSampler
 from torch.utils.data import Dataset as TorchDataset
 
-from .errors import InputError
+from ..errors import InputError
 
 __all__ = ["Array", "gather"]
 

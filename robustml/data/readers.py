@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .errors import InputError, suggest
+from ..errors import InputError, suggest
 
 __all__ = ["read_folder", "read_npz"]
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..classifier import Classifier
-from ..errors import InputError, RobustmlError
-from ..files import write_atomic
-from ..inputs import InputSpec
+from ...classifier import Classifier
+from ...errors import InputError, RobustmlError
+from ...files import write_atomic
+from ...inputs import InputSpec
+from ...sampling import Streams
 from ..loading import load_weights
-from ..sampling import Streams
 
 __all__ = ["Recipe", "cache_folder", "held_out", "trained"]
 

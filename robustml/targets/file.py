@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
-from .errors import InputError, brief, suggest
-from .schema import Frozen, validated
+from ..errors import InputError, brief, suggest
+from ..schema import Frozen, validated
 
 if TYPE_CHECKING:
-    from .inputs import InputSpec
+    from ..inputs import InputSpec
 
 __all__ = ["TargetFile", "read_target_file"]
 
@@ -115,7 +115,7 @@ class TargetFile(Frozen):
             InputError: for an unknown key (with the nearest known one) or an unacceptable value.
         """
         # Here and not above: it needs torch, which takes a second to import.
-        from .inputs import InputSpec
+        from ..inputs import InputSpec
 
         table = dict(self.inputs)
         names = table.get("features", [])

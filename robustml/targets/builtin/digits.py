@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..data import as_dataset
-from ..inputs import InputSpec
+from ...data import as_dataset
+from ...inputs import InputSpec
 from . import Parts
 from .training import Recipe, held_out, trained
 

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import InputError, suggest
 from .builtin import BUILTIN_TARGETS, build
-from .errors import InputError, suggest
 
 if TYPE_CHECKING:
-    from .classifier import Model
-    from .data import Dataset
-    from .inputs import InputSpec
-    from .target_file import TargetFile, read_target_file
-    from .threats import Threat
+    from ..classifier import Model
+    from ..data import Dataset
+    from ..inputs import InputSpec
+    from ..threats import Threat
+    from .file import TargetFile, read_target_file
 
 __all__ = ["BUILTIN_TARGETS", "Target", "TargetFile", "load_target", "read_target_file"]
 
@@ -94,7 +94,7 @@ def load_target(spec: str | Path) -> Target:
 
 
 def _built_in(name: str) -> Target:
-    from .threats import parse_threat
+    from ..threats import parse_threat
 
     parts = build(name)
     return Target(
@@ -109,8 +109,8 @@ def _built_in(name: str) -> Target:
 
 
 def _from_file(path: Path) -> Target:
-    from .target_file import read_target_file
-    from .threats import parse_threat
+    from ..threats import parse_threat
+    from .file import read_target_file
 
     file = read_target_file(path)
     base = path.resolve().parent
@@ -139,7 +139,7 @@ def _from_file(path: Path) -> Target:
 
 
 def _model(file: TargetFile, inputs: InputSpec, base: Path) -> Model:
-    from .classifier import BlackBox, Classifier
+    from ..classifier import BlackBox, Classifier
     from .loading import load_factory, load_onnx, load_weights
 
     settings = file.model
@@ -156,7 +156,7 @@ def _model(file: TargetFile, inputs: InputSpec, base: Path) -> Model:
 
 
 def _data(file: TargetFile, inputs: InputSpec, base: Path) -> tuple[Dataset, tuple[str, ...]]:
-    from .data import as_dataset, read_folder, read_npz
+    from ..data import as_dataset, read_folder, read_npz
 
     settings, classes = file.data, file.model.classes
     names = tuple(settings.class_names)
@@ -179,7 +179,7 @@ def _data(file: TargetFile, inputs: InputSpec, base: Path) -> tuple[Dataset, tup
 def __getattr__(name: str) -> Any:
     # Validation takes a quarter of a second to import, which listing names must not cost.
     if name in {"TargetFile", "read_target_file"}:
-        from . import target_file
+        from . import file as target_file
 
         return getattr(target_file, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

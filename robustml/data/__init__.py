@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from .errors import InputError, suggest
+from ..errors import InputError, suggest
+from ..inputs import InputSpec
+from ..sampling import Streams
 from .gathering import Array, gather
-from .inputs import InputSpec
 from .readers import read_folder, read_npz
-from .sampling import Streams
 
 __all__ = ["Dataset", "as_dataset", "choose", "read_folder", "read_npz"]
 

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import InputError
-from .extras import need
+from ..errors import InputError
+from ..extras import need
+from ..inputs import InputSpec
 from .factories import cause, load_factory
-from .inputs import InputSpec
 
 __all__ = ["load_factory", "load_onnx", "load_weights"]
 

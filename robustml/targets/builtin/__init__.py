@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..classifier import Classifier
-    from ..data import Dataset
+    from ...classifier import Classifier
+    from ...data import Dataset
 
 __all__ = ["BUILTIN_TARGETS", "Parts", "build"]
 

@@ -15,7 +15,7 @@ from torch import nn
 from robustml.classifier import BlackBox
 from robustml.errors import InputError
 from robustml.inputs import InputSpec
-from robustml.loading import load_factory, load_onnx, load_weights
+from robustml.targets.loading import load_factory, load_onnx, load_weights
 
 NET = """
 import torch

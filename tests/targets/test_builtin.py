@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-import robustml.builtin.training as training
+import robustml.targets.builtin.training as training
 from robustml.attacks.evasion.pgd import pgd
-from robustml.builtin import BUILTIN_TARGETS
-from robustml.builtin.training import Recipe, cache_folder, held_out, trained
 from robustml.classifier import Classifier
 from robustml.errors import InputError
 from robustml.inputs import InputSpec
 from robustml.losses import is_wrong
 from robustml.sampling import Streams
 from robustml.targets import Target, load_target
+from robustml.targets.builtin import BUILTIN_TARGETS
+from robustml.targets.builtin.training import Recipe, cache_folder, held_out, trained
 
 
 @pytest.fixture(scope="module")

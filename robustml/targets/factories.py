@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import InputError, suggest
+from ..errors import InputError, suggest
 
 __all__ = ["cause", "load_factory"]
 
