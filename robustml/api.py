@@ -17,6 +17,7 @@ from .data import Dataset, as_dataset
 from .data.gathering import Array, gather
 from .errors import InputError, brief
 from .inputs import InputSpec
+from .progress import display_for
 from .report.model import Report
 from .runs import DEFAULT_BATCH, run_target, save_report
 from .stress.admission import infer_classes
@@ -94,23 +95,20 @@ def stress_test(
         gate=dict(gate or {}),
     )
     listed = ", ".join(threat.name for threat in bound)
-    observer: Observer = Silent()
-    if progress:
-        from .progress import observer_for
-
-        observer = observer_for()
-    return stress_target(
-        target,
-        out=None if out is None else Path(out),
-        device=device,
-        confidence=confidence,
-        max_passes=max_passes,
-        time_budget=time_budget,
-        resume=resume,
-        redact=redact,
-        observer=observer,
-        command=f"robustml.stress_test(model, data, threats=[{listed}], suite={str(suite)!r}, seed={seed})",
-    )
+    command = f"robustml.stress_test(model, data, threats=[{listed}], suite={str(suite)!r}, seed={seed})"
+    with display_for() if progress else contextlib.nullcontext(Silent()) as observer:
+        return stress_target(
+            target,
+            out=None if out is None else Path(out),
+            device=device,
+            confidence=confidence,
+            max_passes=max_passes,
+            time_budget=time_budget,
+            resume=resume,
+            redact=redact,
+            observer=observer,
+            command=command,
+        )
 
 
 def _threats(given: Any) -> list[Threat]:

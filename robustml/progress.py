@@ -10,9 +10,8 @@ from typing import Any, Self, TextIO
 
 from .report.text import plain
 from .stress.folder import Record
-from .stress.runner import Observer
 
-__all__ = ["Display", "display_for", "observer_for"]
+__all__ = ["Display", "display_for"]
 
 _EVERY = 30.0  # seconds between plain lines inside a stage
 
@@ -23,11 +22,6 @@ def display_for(stream: TextIO | None = None) -> Display:
     # A terminal that cannot move its cursor cannot show a bar.
     live = stream.isatty() and os.environ.get("TERM") not in {"dumb", "unknown"}
     return _Bar(stream) if live else _Lines(stream)
-
-
-def observer_for(stream: TextIO | None = None) -> Observer:
-    """The observer that suits a stream (stderr by default)."""
-    return display_for(stream)
 
 
 class Display:

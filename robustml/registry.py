@@ -87,10 +87,9 @@ class Attack:
 
     def parameters(self) -> list[tuple[str, str, Any]]:
         """Each option as (name, type, default), for people."""
-        hints = typing.get_type_hints(self.function)
         return [
-            (name, _type_name(hints[name]), parameter.default)
-            for name, parameter in _option_parameters(self.function).items()
+            (name, _type_name(hint), parameter.default)
+            for name, (hint, parameter) in _option_parameters(self.function).items()
         ]
 
 
@@ -154,16 +153,24 @@ def _load_wings() -> None:
         importlib.import_module(wing)
 
 
-def _option_parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+def _option_parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, inspect.Parameter]]:
+    """The type and the parameter of each option."""
     shared = {"model", "x", "y", "threat", "streams"}
-    return {
+    options = {
         name: parameter
         for name, parameter in inspect.signature(function).parameters.items()
         if name not in shared and parameter.kind is not parameter.VAR_KEYWORD
     }
+    # Only these are resolved: the shared ones may be written with names that exist for type checkers alone.
+    written = types.SimpleNamespace(__annotations__={name: p.annotation for name, p in options.items()})
+    names = getattr(inspect.unwrap(function), "__globals__", {})
+    hints = typing.get_type_hints(written, globalns=names, include_extras=True)
+    return {name: (hints[name], parameter) for name, parameter in options.items()}
 
 
 def _type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Annotated:
+        return _type_name(typing.get_args(hint)[0])
     if typing.get_origin(hint) in {typing.Union, types.UnionType}:
         return " | ".join(_type_name(argument) for argument in typing.get_args(hint))
     if hint is types.NoneType:
@@ -174,10 +181,9 @@ def _type_name(hint: Any) -> str:
 def _options_model(function: Callable[..., Any], name: str) -> type[pydantic.BaseModel]:
     import pydantic
 
-    hints = typing.get_type_hints(function, include_extras=True)
     options: dict[str, Any] = {
-        option: (hints[option], ... if parameter.default is parameter.empty else parameter.default)
-        for option, parameter in _option_parameters(function).items()
+        option: (hint, ... if parameter.default is parameter.empty else parameter.default)
+        for option, (hint, parameter) in _option_parameters(function).items()
     }
     takes_more = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
     config = pydantic.ConfigDict(extra="allow" if takes_more else "forbid", strict=True, allow_inf_nan=False)

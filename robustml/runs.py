@@ -18,15 +18,23 @@ from .report.build import build_report
 from .report.gate import check_gate
 from .report.model import Report
 from .stress.admission import admit, check_mode
+from .stress.attacking import Bench
 from .stress.folder import RunFolder
 from .stress.folder import merge as merge_folders
 from .stress.plan import Plan
 from .stress.runner import Observer, Shard, Silent, execute
 from .stress.suite import complete, load_suite
-from .stress.units import Bench
 from .targets import Target
 
-__all__ = ["DEFAULT_BATCH", "make_plan", "merge_runs", "pick_device", "run_target", "save_report"]
+__all__ = [
+    "DEFAULT_BATCH",
+    "check_settings",
+    "make_plan",
+    "merge_runs",
+    "pick_device",
+    "run_target",
+    "save_report",
+]
 
 DEFAULT_BATCH = 256
 
@@ -51,7 +59,7 @@ def run_target(
         InputError, RunError: as `stress_test`.
     """
     place = pick_device(device)
-    _check_settings(target, confidence, max_passes, time_budget, shard or Shard())
+    check_settings(target, confidence=confidence, max_passes=max_passes, time_budget=time_budget, shard=shard)
     check_mode(target.model)
     with target.model.ready(place):
         admit(target.model, target.data, place)
@@ -110,6 +118,8 @@ def make_plan(
         data_name=data.name,
         data_sha256=data.sha256,
         data_rows=len(data),
+        requested=target.samples,
+        select=target.select,
         ids=ids.tolist(),
         threats=[threat.name for threat in target.threats],
         suite=complete(load_suite(target.suite), model.access, {threat.norm for threat in target.threats}),
@@ -146,9 +156,20 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def _check_settings(
-    target: Target, confidence: float, max_passes: float | None, time_budget: float | None, shard: Shard
+def check_settings(
+    target: Target,
+    *,
+    confidence: float = 0.95,
+    max_passes: float | None = None,
+    time_budget: float | None = None,
+    shard: Shard | None = None,
 ) -> None:
+    """Refuse settings that no run could have.
+
+    Raises:
+        InputError: naming the setting.
+    """
+    shard = shard or Shard()
     if not target.threats:
         raise InputError("threats is empty; give at least one threat model, as in linf:8/255")
     names = [threat.name for threat in target.threats]

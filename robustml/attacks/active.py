@@ -124,7 +124,7 @@ class Search:
         self._hit |= new
 
     def prune(self, step: int, state: Columns) -> bool:
-        """At some steps, let broken samples leave the active set; False once none is left.
+        """At some steps, let broken samples leave the active set; False once all are broken.
 
         Args:
             step: The step just finished, from 0. The checks come at every step at first, where most of
@@ -133,16 +133,16 @@ class Search:
         """
         if not _is_check(step):
             return True
-        standing = (~self._hit).nonzero()[:, 0]
-        left = len(self) - len(standing)
-        # Moving the state costs about as much as a step; a few idle rows cost less than that.
-        if left == 0 or (len(standing) and left * 16 < len(self)):
+        size = _rung(int((~self._hit).sum()))
+        if size >= len(self):
             return True
+        # The standing ones come first; what is left of the rung is filled up with broken ones.
+        kept = self._hit.int().sort(stable=True).indices[:size].sort().values
         self._merge()
-        self.rows, self.x, self.y = self.rows[standing], self.x[standing], self.y[standing]
-        self.ball, self.streams = self.ball.select(standing), self.streams.select(standing)
-        self._hit, self._point = self._hit[standing], self._point[standing]
-        state.keep(standing)
+        self.rows, self.x, self.y = self.rows[kept], self.x[kept], self.y[kept]
+        self.ball, self.streams = self.ball.select(kept), self.streams.select(kept)
+        self._hit, self._point = self._hit[kept], self._point[kept]
+        state.keep(kept)
         self._refocus()
         return len(self) > 0
 
@@ -159,6 +159,16 @@ class Search:
             rest = per_row(self._hit, last)
             self.found[self.rows] = torch.where(rest, self.found[self.rows], self.ball.snap(last))
         return self.found
+
+
+def _rung(count: int) -> int:
+    """The batch size to use for so many samples: one of eight per octave.
+
+    A convolution is compiled anew for every batch size, which costs time and memory that is never given
+    back; a few idle rows cost less.
+    """
+    step = 1 << max((count - 1).bit_length() - 4, 0) if count else 1
+    return -(-count // step) * step
 
 
 def _is_check(step: int) -> bool:

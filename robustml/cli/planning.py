@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..errors import InputError
-
 if TYPE_CHECKING:
     import torch
 
@@ -28,13 +26,7 @@ def checked_plan(
     Raises:
         InputError: for whatever in the target's settings a run would refuse.
     """
-    from ..report.gate import check_gate
-    from ..runs import make_plan
+    from ..runs import check_settings, make_plan
 
-    if not target.threats:
-        raise InputError("threats is empty; give at least one threat model, as in --threat linf:8/255")
-    names = [threat.name for threat in target.threats]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise InputError(f"threats names {sorted(twice)[0]} twice")
-    check_gate(target.gate, names)
+    check_settings(target, confidence=confidence, max_passes=max_passes)
     return make_plan(target, device, confidence=confidence, max_passes=max_passes, redact=redact, command="")

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import Dataset
+from ..data import Dataset, choose
 from ..errors import InputError
 from ..losses import is_wrong, margin
+from ..stress.attacking import Bench, Limits
 from ..stress.folder import Evidence, Record, RunFolder
 from ..stress.ledger import Ledger
 from ..stress.plan import Plan, Stage, stages
-from ..stress.units import Bench, Limits, run_unit
+from ..stress.units import run_unit
 from ..targets import Target
 from .build import build_report
 from .model import Report
@@ -103,6 +104,8 @@ def _identity(plan: Plan, target: Target) -> Iterator[str]:
     digest = target.model.fingerprint()
     if digest != plan.model_sha256:
         yield f"model: SHA-256 {str(digest)[:16]} of the target, {str(plan.model_sha256)[:16]} of the run"
+    if plan.ids != choose(target.data.y, plan.requested, plan.select, plan.seed).tolist():
+        yield f"plan: its samples are not those that select={plan.select!r} and seed={plan.seed} choose"
     model = target.model
     for name, stated, found in (
         ("inputs", plan.inputs, model.inputs.to_dict()),

@@ -53,8 +53,8 @@ def admit(model: Model, data: Dataset, device: torch.device) -> list[Finding]:
             f"the model returns shape {tuple(raw.shape)} for {n} inputs and {classes} classes; "
             f"({n}, {classes}) is wanted{hint}"
         )
-    if bool(raw.isnan().any()):
-        raise InputError("the model returns NaN for clean inputs; it must return numbers")
+    if not bool(raw.isfinite().all()):
+        raise InputError("the model returns NaN or infinity for clean inputs; it must return numbers")
     _check_form(model, raw)
     again = probe(model, x)
     difference = float((again - raw).abs().max())

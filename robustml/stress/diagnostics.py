@@ -61,7 +61,7 @@ CODES = {
     "D04": Code(
         title="form of the output",
         critical=False,
-        threshold="warns when the output is not plain logits",
+        threshold="warns when a model with gradients does not return plain logits",
         meaning="Losses are computed on logits. Other outputs are converted, and probabilities lose "
         "what rounding took from them.",
         remedy="Let the model return its logits, before any softmax or sigmoid.",
@@ -149,7 +149,9 @@ def _saturation(ledger: Ledger, threat: Threat) -> Finding:
 def _output_form(ledger: Ledger, threat: Threat) -> Finding:
     plan = ledger.plan
     detail = f"{plan.outputs}, {plan.classes} classes, {plan.access} access"
-    return Finding("D04", "pass" if plan.outputs in {"logits", "labels"} else "warn", None, detail)
+    # What a black box returns is all that there is to have; only a white box could return something better.
+    fine = plan.access != "gradient" or plan.outputs == "logits"
+    return Finding("D04", "pass" if fine else "warn", None, detail)
 
 
 def _silent(ledger: Ledger, threat: Threat) -> Finding:
@@ -177,7 +179,7 @@ def _ordering(ledger: Ledger, threat: Threat) -> Finding:
         f"{facts['noise_attempted']:.0f} survivors"
     )
     if overlooked:
-        detail += f"; one step, or 40, broke {overlooked:.0f} of them"
+        detail += f"; one gradient step, or 40, broke {overlooked:.0f} of them"
     return Finding("D10", _status(share, fail=0.005, warn=share > 0), share, detail)
 
 

@@ -229,13 +229,14 @@ def merge(paths: Iterable[Path], out: Path) -> RunFolder:
             raise InputError(
                 f"{str(folder.path)!r} is not a shard of the same run as {str(opened[0][0].path)!r}"
             )
-    merged = RunFolder.create(out, plans[0])
     seen: set[tuple[str, int]] = set()
     for folder, _ in opened:
         units = {(record.stage, record.chunk) for record in folder.records}
         if seen & units:
             raise InputError(f"{str(folder.path)!r} holds chunks that another of the folders holds, too")
         seen |= units
+    merged = RunFolder.create(out, plans[0])
+    for folder, _ in opened:
         for record in folder.records:
             evidence = folder.read_evidence(record) if record.evidence else None
             merged.append(record.model_copy(update={"evidence": None, "sha256": None}), evidence)

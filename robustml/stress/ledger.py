@@ -10,9 +10,9 @@ import numpy as np
 
 from ..errors import InputError
 from ..threats import Threat
+from .attacking import Rows
 from .folder import Record
 from .plan import Plan, Stage, stages
-from .units import Rows
 
 __all__ = ["Ledger", "StageTotals"]
 

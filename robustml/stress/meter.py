@@ -12,6 +12,7 @@ from torch import Tensor
 from ..losses import is_wrong
 from ..registry import Logits
 from ..threats import Ball, per_row
+from .memory import give_back
 
 __all__ = ["BudgetSpent", "Meter"]
 
@@ -63,6 +64,8 @@ class Meter:
         """Announce which rows of the batch the next calls hold."""
         everything = len(rows) == len(self._y) and bool((rows.diff() == 1).all())
         self._focused = None if everything else (rows, self._ball.select(rows), self._y[rows])
+        # The batch has another size from here on, so the blocks of the old one are of no use.
+        give_back()
 
     def __call__(self, x: Tensor, /) -> Tensor:
         self._check_budget()

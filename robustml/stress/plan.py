@@ -39,6 +39,9 @@ class Plan(Frozen):
     data_name: str
     data_sha256: str
     data_rows: int
+    requested: Annotated[int, Ge(1)] | None
+    """How many samples were asked for; None for all."""
+    select: str
     ids: Annotated[list[int], Field(min_length=1)]
     """Rows of the data set, in the order in which they are worked on."""
     threats: Annotated[list[str], Field(min_length=1)]

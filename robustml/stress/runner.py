@@ -6,11 +6,13 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
+from .attacking import Bench, Limits
 from .folder import Record, RunFolder
 from .ledger import Ledger
+from .memory import give_back
 from .meter import BudgetSpent
 from .plan import Stage
-from .units import Bench, Limits, run_unit
+from .units import run_unit
 
 __all__ = ["Observer", "Shard", "Silent", "execute"]
 
@@ -89,7 +91,8 @@ def execute(
     observer.begin(len(ledger.stages) * len(chunks), len(finished))
     spent = dict.fromkeys(chunks, 0.0)
     for stage in ledger.stages:
-        observer.stage(stage.key, sum(len(ledger.rows(stage, chunk).standing) for chunk in chunks))
+        if stage.skipped is None:
+            observer.stage(stage.key, sum(len(ledger.rows(stage, chunk).standing) for chunk in chunks))
         for chunk in chunks:
             records = finished.get((stage.key, chunk), [])
             done = bool(records) and records[-1].status != "time"
@@ -129,7 +132,9 @@ def _run(
         record, evidence = run_unit(bench, stage, chunk, ledger.rows(stage, chunk), limits)
     except BudgetSpent:
         return None
-    return folder.append(record, evidence)
+    record = folder.append(record, evidence)
+    give_back()
+    return record
 
 
 def _late(stage: Stage, deadline: float | None) -> bool:

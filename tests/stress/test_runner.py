@@ -142,7 +142,7 @@ def test_resuming_a_finished_run_computes_nothing(tmp_path: Path) -> None:
         ({"seed": 5}, "seed"),
         ({"threats": ("linf:0.2",)}, "threats"),
         ({"batch": 4}, "chunk"),
-        ({"samples": 20}, "ids"),
+        ({"samples": 20}, "requested"),
         ({"suite": only("fgsm")}, "suite"),
         ({"model": classifier(linear(7))}, "model_sha256"),
     ],

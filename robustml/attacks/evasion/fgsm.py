@@ -12,7 +12,7 @@ from ..active import Search
 @attack(
     "fgsm",
     access=Access.GRADIENT,
-    norms={"linf", "l2", "l1"},
+    norms={"linf", "l2"},
     reference="Goodfellow, Shlens and Szegedy 2015, section 4",
 )
 def fgsm(
