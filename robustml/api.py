@@ -21,11 +21,10 @@ from .progress import display_for
 from .report.model import Report
 from .runs import DEFAULT_BATCH, run_target, save_report
 from .stress.admission import infer_classes
-from .stress.runner import Observer, Silent
 from .targets import Target
 from .threats import Threat, parse_threat
 
-__all__ = ["stress_target", "stress_test", "target_of"]
+__all__ = ["stress_test", "target_of"]
 
 
 def stress_test(
@@ -96,19 +95,22 @@ def stress_test(
     )
     listed = ", ".join(threat.name for threat in bound)
     command = f"robustml.stress_test(model, data, threats=[{listed}], suite={str(suite)!r}, seed={seed})"
-    with display_for() if progress else contextlib.nullcontext(Silent()) as observer:
-        return stress_target(
+    with contextlib.ExitStack() as stack:
+        if out is None:
+            out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="robustml-"))) / "run"
+        plan, folder = run_target(
             target,
-            out=None if out is None else Path(out),
+            out=Path(out),
             device=device,
             confidence=confidence,
             max_passes=max_passes,
             time_budget=time_budget,
             resume=resume,
             redact=redact,
-            observer=observer,
+            observer=stack.enter_context(display_for()) if progress else None,
             command=command,
         )
+        return save_report(plan, folder, target.data)
 
 
 def _threats(given: Any) -> list[Threat]:
@@ -190,39 +192,3 @@ def _wrapped(model: Any, x: Array, inputs: InputSpec | None) -> Classifier:
     if probe.size != len(probe) * inputs.size:
         raise InputError(f"x has shape {x.shape}; (n, {', '.join(map(str, inputs.shape))}) is wanted")
     return Classifier(model, inputs=inputs, classes=infer_classes(model, probe.reshape(-1, *inputs.shape)))
-
-
-def stress_target(
-    target: Target,
-    *,
-    out: Path | None = None,
-    device: str = "auto",
-    confidence: float = 0.95,
-    max_passes: float | None = None,
-    time_budget: float | None = None,
-    resume: bool = False,
-    redact: bool = False,
-    observer: Observer | None = None,
-    command: str = "",
-) -> Report:
-    """Stress-test a target; see `stress_test` for the arguments.
-
-    Raises:
-        InputError, RunError: as `stress_test`.
-    """
-    with contextlib.ExitStack() as stack:
-        if out is None:
-            out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="robustml-"))) / "run"
-        plan, folder = run_target(
-            target,
-            out=out,
-            device=device,
-            confidence=confidence,
-            max_passes=max_passes,
-            time_budget=time_budget,
-            resume=resume,
-            redact=redact,
-            observer=observer,
-            command=command,
-        )
-        return save_report(plan, folder, target.data)
