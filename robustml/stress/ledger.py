@@ -96,26 +96,20 @@ class Ledger:
         correct = positions[self.correct[positions]]
         return Rows(correct, correct[self.eps[stage.threat.norm][correct] > stage.threat.eps])
 
-    def has_work(self, stage: Stage, chunk: int) -> bool:
-        """Whether there is anything for a stage to do on a chunk."""
+    def to_see(self, stage: Stage, chunk: int) -> int:
+        """How many samples of a chunk a stage has to look at; with none there is nothing to do."""
         if stage.skipped is not None:
-            return False
+            return 0
         rows = self.rows(stage, chunk)
-        if stage.kind == "clean":
-            return True
-        if stage.kind in {"attack", "curve"}:
-            return len(rows.standing) > 0
-        return len(rows.first(self.plan.suite.diagnostics.samples).correct) > 0
+        if stage.kind in {"clean", "attack", "curve"}:
+            return len(rows.standing)
+        return len(rows.first(self.plan.suite.diagnostics.samples).correct)
 
     def take(self, stage: Stage, chunk: int, records: list[Record]) -> None:
         """Add the records of one unit; with none of them, count what is missing."""
         total = self.totals[stage.key]
-        work = self.has_work(stage, chunk)
-        expected = self.rows(stage, chunk)
         if not records:
-            if work:
-                attacking = stage.kind in {"attack", "curve"}
-                total.missing += len(expected.standing if attacking else expected.correct)
+            total.missing += self.to_see(stage, chunk)
             return
         # A unit that time cut short is taken up again with what was left of the same samples.
         total.attempted += records[0].attempted

@@ -92,7 +92,7 @@ def execute(
     spent = dict.fromkeys(chunks, 0.0)
     for stage in ledger.stages:
         if stage.skipped is None:
-            observer.stage(stage.key, sum(len(ledger.rows(stage, chunk).standing) for chunk in chunks))
+            observer.stage(stage.key, sum(ledger.to_see(stage, chunk) for chunk in chunks))
         for chunk in chunks:
             records = finished.get((stage.key, chunk), [])
             done = bool(records) and records[-1].status != "time"
@@ -101,7 +101,7 @@ def execute(
                 return
             if records:
                 ledger.take(stage, chunk, records)
-            if not done and ledger.has_work(stage, chunk):
+            if not done and ledger.to_see(stage, chunk):
                 new = _run(bench, ledger, folder, stage, chunk, spent[chunk], deadline, observer)
                 if new is not None:
                     ledger.take(stage, chunk, [new])
