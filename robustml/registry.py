@@ -70,6 +70,13 @@ class Attack:
     norms: frozenset[str]
     reference: str
     summary: str
+    minimum: bool = False
+    """Whether it looks for the nearest adversarial point; `nearest=True` makes it go on within the budget."""
+
+    @property
+    def takes_start(self) -> bool:
+        """Whether it can begin with adversarial points that are known: the argument `start`."""
+        return "start" in inspect.signature(self.function).parameters
 
     def check(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Validate options against the function's signature and fill in the defaults.
@@ -99,9 +106,17 @@ _WINGS = ("robustml.attacks",)
 
 
 def attack(
-    name: str, *, access: Access, norms: set[str], reference: str
+    name: str, *, access: Access, norms: set[str], reference: str, minimum: bool = False
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Register an attack; the first line of its docstring is what `robustml list attacks` shows."""
+    """Register an attack; the first line of its docstring is what `robustml list attacks` shows.
+
+    Args:
+        name: What suites call it.
+        access: What it needs of a model.
+        norms: The threat models that it has a version for.
+        reference: Author, year, and the equation or algorithm.
+        minimum: It is a minimum-norm attack and has an option `nearest`.
+    """
 
     def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if name in _ATTACKS:
@@ -109,7 +124,7 @@ def attack(
         if unknown := norms - THREATS.keys():
             raise ValueError(f"attack {name!r} names unknown norms {sorted(unknown)}")
         summary = (inspect.getdoc(function) or "").partition("\n")[0]
-        _ATTACKS[name] = Attack(name, function, access, frozenset(norms), reference, summary)
+        _ATTACKS[name] = Attack(name, function, access, frozenset(norms), reference, summary, minimum)
         return function
 
     return register
@@ -155,7 +170,7 @@ def _load_wings() -> None:
 
 def _option_parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, inspect.Parameter]]:
     """The type and the parameter of each option."""
-    shared = {"model", "x", "y", "threat", "streams"}
+    shared = {"model", "x", "y", "threat", "streams", "start"}
     options = {
         name: parameter
         for name, parameter in inspect.signature(function).parameters.items()

@@ -7,6 +7,7 @@ reads one number from the device, so it is made every few steps and not at each.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from ..losses import Loss, is_wrong
 from ..registry import Logits
 from ..sampling import Streams
+from ..surrogates import smoothed
 from ..threats import Threat, overwrite_, per_row
 
 __all__ = ["Columns", "Search", "Watched"]
@@ -97,15 +99,22 @@ class Search:
         self._record(point, logits)
         return logits
 
-    def climb(self, z: Tensor, loss: Loss, *, record: bool = True) -> tuple[Tensor, Tensor]:
+    def climb(
+        self, z: Tensor, loss: Loss, *, record: bool = True, smooth: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Evaluate a loss and its gradient with respect to the input: values (n,), gradient (n, *shape).
 
         Where features are discrete the model sees the snapped point and its gradient is passed straight
         through. A model that cuts the graph has a gradient of zero, as has one whose gradient is not finite.
-        With `record` off, z may lie outside the ball: what it does to the model is not held against it.
+
+        Args:
+            z: Where, (n, *shape).
+            loss: The objective.
+            record: If off, z may lie outside the ball: what it does to the model is not held against it.
+            smooth: Take the gradient of the surrogates (`robustml.surrogates`) instead of the true one.
         """
         point = self.ball.snap(z).detach().requires_grad_()
-        logits = self.model(point)
+        logits = self._graph(point, smooth=smooth)
         values = loss(logits, self.y)
         if record:
             self._record(point.detach(), logits.detach())
@@ -118,33 +127,72 @@ class Search:
         gradient = gradient if gradient.is_contiguous() else gradient.contiguous()
         return values.detach(), gradient.nan_to_num_(0.0, 0.0, 0.0)
 
+    def slopes(self, z: Tensor, targets: Tensor, *, smooth: bool = False) -> tuple[Tensor, Tensor]:
+        """The logits at a point, and the gradients of each target's logit minus the label's.
+
+        One forward pass, and one backward pass per target.
+
+        Args:
+            z: Where, (n, *shape).
+            targets: Class indices int64 (n, k).
+            smooth: Take the gradients of the surrogates.
+
+        Returns:
+            The logits (n, classes) and the gradients (n, k, *shape).
+        """
+        point = self.ball.snap(z).detach().requires_grad_()
+        logits = self._graph(point, smooth=smooth)
+        self._record(point.detach(), logits.detach())
+        count = targets.shape[1]
+        if not logits.requires_grad:
+            return logits, z.new_zeros(len(z), count, *z.shape[1:])
+        label = logits.gather(1, self.y[:, None])
+        gaps = logits.gather(1, targets) - label
+        gradients = []
+        for index in range(count):
+            (gradient,) = torch.autograd.grad(
+                gaps[:, index].sum(), point, retain_graph=index < count - 1, allow_unused=True
+            )
+            gradients.append(torch.zeros_like(z) if gradient is None else gradient.nan_to_num(0.0, 0.0, 0.0))
+        return logits.detach(), torch.stack(gradients, dim=1)
+
+    def _graph(self, point: Tensor, *, smooth: bool) -> Tensor:
+        with smoothed() if smooth else contextlib.nullcontext():
+            return self.model(point)
+
     def _record(self, point: Tensor, logits: Tensor) -> None:
         new = is_wrong(logits, self.y) & ~self._hit
         overwrite_(self._point, new, point)
         self._hit |= new
 
-    def prune(self, step: int, state: Columns) -> bool:
-        """At some steps, let broken samples leave the active set; False once all are broken.
+    def prune(self, step: int, state: Columns, done: Tensor | None = None) -> bool:
+        """At some steps, let samples that need no more leave the active set; False once none is left.
 
         Args:
             step: The step just finished, from 0. The checks come at every step at first, where most of
                 the breaking happens, and further and further apart later.
             state: The attack's own per-sample state, cut down alongside.
+            done: Samples that the attack has finished with beside the broken ones, bool (n,). They can stay
+                for a while, so their state must remain harmless.
         """
         if not _is_check(step):
             return True
-        size = _rung(int((~self._hit).sum()))
+        leaving = self._hit if done is None else self._hit | done
+        size = _rung(int((~leaving).sum()))
         if size >= len(self):
             return True
-        # The standing ones come first; what is left of the rung is filled up with broken ones.
-        kept = self._hit.int().sort(stable=True).indices[:size].sort().values
+        # The standing ones come first; what is left of the rung is filled up with others.
+        kept = leaving.int().sort(stable=True).indices[:size].sort().values
         self._merge()
-        self.rows, self.x, self.y = self.rows[kept], self.x[kept], self.y[kept]
-        self.ball, self.streams = self.ball.select(kept), self.streams.select(kept)
-        self._hit, self._point = self._hit[kept], self._point[kept]
+        self._keep(kept)
         state.keep(kept)
         self._refocus()
         return len(self) > 0
+
+    def _keep(self, rows: Tensor) -> None:
+        self.rows, self.x, self.y = self.rows[rows], self.x[rows], self.y[rows]
+        self.ball, self.streams = self.ball.select(rows), self.streams.select(rows)
+        self._hit, self._point = self._hit[rows], self._point[rows]
 
     def _merge(self) -> None:
         newly = per_row(self._hit, self._point)

@@ -244,7 +244,7 @@ def _rerun(bench: Bench, folder: RunFolder, count: int) -> tuple[int, list[str]]
         for chunk in range(plan.chunks):
             stored = [r for r in folder.records if (r.stage, r.chunk) == (stage.key, chunk)]
             if (stage.key, chunk) in chosen and len(stored) == 1:
-                limits = Limits(max_passes=None)
+                limits = Limits()
                 again, _ = run_unit(bench, stage, chunk, ledger.rows(stage, chunk), limits)
                 units += 1
                 if differing := _disagreement(plan, again, stored[0]):

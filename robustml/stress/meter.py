@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..losses import is_wrong
 from ..registry import Logits
+from ..surrogates import exact
 from ..threats import Ball, per_row
 from .memory import give_back
 
@@ -70,12 +71,14 @@ class Meter:
     def __call__(self, x: Tensor, /) -> Tensor:
         self._check_budget()
         logits = self._model(x)
-        self.forward += len(x)
-        if self._on_pass is not None:
-            self._on_pass(len(x))
-        if logits.requires_grad:
-            logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
-        self._watch(x.detach(), logits.detach())
+        # The attack may have put surrogates around this call; they are for the model and not for the books.
+        with exact():
+            self.forward += len(x)
+            if self._on_pass is not None:
+                self._on_pass(len(x))
+            if logits.requires_grad:
+                logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
+            self._watch(x.detach(), logits.detach())
         return logits
 
     def _check_budget(self) -> None:

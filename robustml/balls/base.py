@@ -1,22 +1,21 @@
-"""The geometry of threat models: the valid perturbations around a batch of inputs, one class per norm."""
+"""What the balls of all norms share: range, scale, what can change, and points that stand for inputs."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
 
-from .errors import InputError
-from .sampling import Streams
+from ..sampling import Streams
 
 if TYPE_CHECKING:
-    from .inputs import InputSpec
-    from .threats import Threat
+    from ..inputs import InputSpec
+    from ..threats import Threat
 
-__all__ = ["TOLERANCE", "Ball", "L0Ball", "L1Ball", "L2Ball", "LinfBall", "overwrite_", "per_row"]
+__all__ = ["TOLERANCE", "Ball", "overwrite_", "per_row"]
 
 # A perturbation is inside its ball when it exceeds the budget by no more than this relative slack.
 TOLERANCE = 1e-6
@@ -36,6 +35,7 @@ class Ball(ABC):
         self.threat = threat
         self.x = x
         self.eps = threat.eps * (1 - _INSET)
+        self._radius: float | Tensor = self.eps
         inputs = threat.inputs
         self._inputs = inputs
         self._scale: Tensor | None = None
@@ -60,9 +60,21 @@ class Ball(ABC):
 
     def select(self, rows: Tensor) -> Ball:
         """The ball around some of the inputs."""
+        clone = self._copy()
+        clone.x, clone.lower, clone.upper = self.x[rows], self.lower[rows], self.upper[rows]
+        if isinstance(self._radius, Tensor):
+            clone._radius = self._radius[rows]
+        return clone
+
+    def resized(self, radius: Tensor) -> Ball:
+        """The balls around the same inputs with a budget for each of them (n,), at most this one's."""
+        clone = self._copy()
+        clone._radius = radius.view(-1, 1)
+        return clone
+
+    def _copy(self) -> Self:
         clone = object.__new__(type(self))
         clone.__dict__.update(self.__dict__)
-        clone.x, clone.lower, clone.upper = self.x[rows], self.lower[rows], self.upper[rows]
         return clone
 
     @property
@@ -73,6 +85,28 @@ class Ball(ABC):
         """Perturbation in units of the scale, flattened: (n, features)."""
         delta = z - self.x
         return (delta if self._scale is None else delta / self._scale).flatten(1)
+
+    def delta(self, z: Tensor) -> Tensor:
+        """The perturbation that leads to a point, flattened, in the units of the norm: (n, features)."""
+        return self._scaled(z)
+
+    def point(self, delta: Tensor) -> Tensor:
+        """The valid input that a perturbation of this form leads to: (n, *shape)."""
+        return torch.clamp(self.x + self._unscaled(delta), self.lower, self.upper)
+
+    def room(self) -> tuple[Tensor, Tensor]:
+        """The lowest and the highest value of each entry of a `delta`: (n, features) each."""
+        return self._scaled(self.lower), self._scaled(self.upper)
+
+    def slope(self, gradient: Tensor) -> Tensor:
+        """The gradient with respect to a `delta`, 0 for what cannot change: (n, features)."""
+        if self._movable is not None:
+            gradient = torch.where(self._movable, gradient, 0)
+        return (gradient if self._scale is None else gradient * self._scale).flatten(1)
+
+    def dual(self, gradient: Tensor) -> Tensor:
+        """By how much the loss rises per unit of the norm, to first order (the dual norm): (n,)."""
+        return self._dual(self.slope(gradient))
 
     def _unscaled(self, delta: Tensor) -> Tensor:
         delta = delta.view(-1, *self.x.shape[1:])
@@ -109,10 +143,11 @@ class Ball(ABC):
 
         Features that cannot change get no part of it; for L0 it moves as many features as the budget allows.
         """
-        if self._movable is not None:
-            gradient = torch.where(self._movable, gradient, 0)
-        scaled = gradient if self._scale is None else gradient * self._scale
-        return self._unscaled(self._steepest(scaled.flatten(1)))
+        return self._unscaled(self._steepest(self.slope(gradient)))
+
+    def length(self, z: Tensor) -> Tensor:
+        """The size of each perturbation, computed in the precision of the inputs: (n,)."""
+        return self._length(self._scaled(z))
 
     def distance(self, z: Tensor) -> Tensor:
         """The size of each perturbation, computed in float64: (n,)."""
@@ -188,152 +223,12 @@ class Ball(ABC):
         """The maximiser of the inner product with the gradient over the unit norm ball."""
 
     @abstractmethod
+    def _dual(self, gradient: Tensor) -> Tensor:
+        """The largest inner product with the gradient over the unit norm ball."""
+
+    @abstractmethod
     def _length(self, delta: Tensor) -> Tensor:
         """The norm of scaled perturbations."""
-
-
-class LinfBall(Ball):
-    """A box: the projection is a clamp, and it is exact to the last bit."""
-
-    def __init__(self, threat: Threat, x: Tensor) -> None:
-        super().__init__(threat, x)
-        reach = threat.eps if self._scale is None else threat.eps * self._scale.double()
-        self.lower = torch.maximum(self.lower, self._no_further(x.double() - reach, reach))
-        self.upper = torch.minimum(self.upper, self._no_further(x.double() + reach, reach))
-        self.eps = threat.eps
-
-    def _no_further(self, exact: Tensor, reach: Tensor | float) -> Tensor:
-        # x + eps is rounded; where it was rounded outwards, step one float back towards x.
-        edge = exact.to(self.x.dtype)
-        too_far = (edge.double() - self.x.double()).abs() > reach
-        return torch.where(too_far, torch.nextafter(edge, self.x), edge)
-
-    def project(self, z: Tensor) -> Tensor:
-        return torch.clamp(z, self.lower, self.upper)
-
-    def project_(self, z: Tensor) -> Tensor:
-        return z.clamp_(self.lower, self.upper)
-
-    def _shrink(self, delta: Tensor) -> Tensor:
-        return delta.clamp(-self.eps, self.eps)
-
-    def _draw(self, streams: Streams) -> Tensor:
-        unit = streams.uniform(self._features, dtype=self.x.dtype)
-        return (2 * unit - 1) * self.eps
-
-    def _steepest(self, gradient: Tensor) -> Tensor:
-        return gradient.sign()
-
-    def _length(self, delta: Tensor) -> Tensor:
-        return delta.abs().amax(1)
-
-
-class L2Ball(Ball):
-    """A Euclidean ball."""
-
-    def _shrink(self, delta: Tensor) -> Tensor:
-        # The projection onto ball and box is clip(t * delta) with the t that makes its norm eps. Solving
-        # for t on the coordinates that the box does not clip only ever raises t, so a few rounds approach
-        # it from below and each of them is feasible.
-        room = self._headroom(delta)
-        size = delta.abs()
-        norm = _l2(torch.minimum(size, room))
-        factor = self.eps / _l2(delta).clamp_min(1e-30)
-        for _ in range(3):
-            free = size * factor < room
-            clipped = torch.where(free, 0, room).square().sum(1, keepdim=True)
-            open_ = torch.where(free, size, 0).square().sum(1, keepdim=True)
-            better = ((self.eps**2 - clipped).clamp_min(0) / open_.clamp_min(1e-30)).sqrt()
-            factor = torch.maximum(factor, torch.where(open_ > 0, better, factor))
-        factor = torch.where(norm <= self.eps, 1.0, factor.clamp_max(1.0))
-        moved = torch.minimum(size * factor, room)
-        # Rounding may leave the sum of squares a hair above the budget.
-        moved = moved * (self.eps / _l2(moved).clamp_min(1e-30)).clamp_max(1.0)
-        return moved.copysign(delta)
-
-    def _draw(self, streams: Streams) -> Tensor:
-        size = self._features
-        direction = streams.normal(size, dtype=self.x.dtype)
-        radius = streams.uniform(1, dtype=self.x.dtype).pow(1 / size)
-        return direction / _l2(direction) * radius * self.eps
-
-    def _steepest(self, gradient: Tensor) -> Tensor:
-        # Dividing by the largest entry first keeps the squares of tiny gradients from underflowing.
-        peak = gradient.abs().amax(1, keepdim=True)
-        gradient = gradient / torch.where(peak > 0, peak, 1.0)
-        return gradient / _l2(gradient).clamp_min(1e-12)
-
-    def _length(self, delta: Tensor) -> Tensor:
-        return _l2(delta)[:, 0]
-
-
-class L1Ball(Ball):
-    """A cross-polytope; the projection takes the box into account (Croce & Hein 2021)."""
-
-    def _shrink(self, delta: Tensor) -> Tensor:
-        # The projection is min(max(|delta| - t, 0), room) with the t that makes its sum eps; the sum falls
-        # as t grows, so bisection finds it. `high` always keeps the sum within the budget.
-        room = self._headroom(delta)
-        size = delta.abs()
-        low = torch.zeros_like(size[:, :1])
-        high = size.amax(1, keepdim=True)
-        fits = torch.minimum(size, room).sum(1, keepdim=True) <= self.eps
-        for _ in range(30):
-            middle = (low + high) / 2
-            within = torch.minimum((size - middle).clamp_min(0), room).sum(1, keepdim=True) <= self.eps
-            low, high = torch.where(within, low, middle), torch.where(within, middle, high)
-        threshold = torch.where(fits, torch.zeros_like(high), high)
-        return torch.minimum((size - threshold).clamp_min(0), room).copysign(delta)
-
-    def _draw(self, streams: Streams) -> Tensor:
-        # Normalised exponentials are uniform on the simplex; one more of them gives the radius.
-        size = self._features
-        unit = streams.uniform(size + 1, dtype=torch.float64)
-        parts = -torch.log1p(-unit)
-        parts = (parts[:, :-1] / parts.sum(1, keepdim=True)).to(self.x.dtype)
-        return parts * streams.signs(size, dtype=self.x.dtype) * self.eps
-
-    def _steepest(self, gradient: Tensor) -> Tensor:
-        best = gradient.abs().argmax(1, keepdim=True)
-        return torch.zeros_like(gradient).scatter(1, best, gradient.gather(1, best).sign())
-
-    def _length(self, delta: Tensor) -> Tensor:
-        return delta.abs().sum(1)
-
-
-class L0Ball(Ball):
-    """At most `eps` features change, each by any amount that keeps the input in range."""
-
-    def __init__(self, threat: Threat, x: Tensor) -> None:
-        super().__init__(threat, x)
-        self.eps = threat.eps
-
-    @property
-    def _count(self) -> int:
-        return min(int(self.threat.eps), self._features)
-
-    def _shrink(self, delta: Tensor) -> Tensor:
-        # Keep the features that would be missed most: by how much each lowers the squared distance.
-        size = delta.abs()
-        reachable = torch.minimum(size, self._headroom(delta))
-        kept = (reachable * (2 * size - reachable)).topk(self._count, dim=1).indices
-        return torch.zeros_like(delta).scatter(1, kept, delta.gather(1, kept))
-
-    def _draw(self, streams: Streams) -> Tensor:
-        if self._inputs is None:
-            raise InputError("an L0 threat has random points only within bounds; bind it to inputs first")
-        size = self._features
-        chosen = streams.uniform(size, dtype=torch.float64).topk(self._count, dim=1).indices
-        low, high = self._scaled(self.lower), self._scaled(self.upper)
-        point = low + (high - low) * streams.uniform(size, dtype=self.x.dtype)
-        return torch.zeros_like(point).scatter(1, chosen, point.gather(1, chosen))
-
-    def _steepest(self, gradient: Tensor) -> Tensor:
-        kept = gradient.abs().topk(self._count, dim=1).indices
-        return torch.zeros_like(gradient).scatter(1, kept, gradient.gather(1, kept).sign())
-
-    def _length(self, delta: Tensor) -> Tensor:
-        return (delta != 0).sum(1).to(delta.dtype)
 
 
 def overwrite_(target: Tensor, mask: Tensor, source: Tensor) -> None:
@@ -348,9 +243,3 @@ def overwrite_(target: Tensor, mask: Tensor, source: Tensor) -> None:
 def per_row(values: Tensor, reference: Tensor) -> Tensor:
     """View one value per sample so that it broadcasts over a batch like `reference`."""
     return values.view(-1, *[1] * (reference.ndim - 1))
-
-
-def _l2(delta: Tensor) -> Tensor:
-    """The Euclidean norm of each row: (n, 1)."""
-    norm: Tensor = torch.linalg.vector_norm(delta, dim=1, keepdim=True)
-    return norm

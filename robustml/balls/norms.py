@@ -1,0 +1,193 @@
+"""One ball per norm: projection, random points, steepest ascent, length."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..sampling import Streams
+from .base import Ball, per_row
+
+if TYPE_CHECKING:
+    from ..threats import Threat
+
+__all__ = ["L0Ball", "L1Ball", "L2Ball", "LinfBall"]
+
+
+class LinfBall(Ball):
+    """A box: the projection is a clamp, and it is exact to the last bit."""
+
+    def __init__(self, threat: Threat, x: Tensor) -> None:
+        super().__init__(threat, x)
+        reach = threat.eps if self._scale is None else threat.eps * self._scale.double()
+        self.lower = torch.maximum(self.lower, self._no_further(x.double() - reach, reach))
+        self.upper = torch.minimum(self.upper, self._no_further(x.double() + reach, reach))
+        self.eps = self._radius = threat.eps
+
+    def resized(self, radius: Tensor) -> Ball:
+        ball = super().resized(radius)
+        reach = per_row(radius, self.x)
+        reach = reach if self._scale is None else reach * self._scale
+        ball.lower = torch.maximum(self.lower, self.x - reach)
+        ball.upper = torch.minimum(self.upper, self.x + reach)
+        return ball
+
+    def _no_further(self, exact: Tensor, reach: Tensor | float) -> Tensor:
+        # x + eps is rounded; where it was rounded outwards, step one float back towards x.
+        edge = exact.to(self.x.dtype)
+        too_far = (edge.double() - self.x.double()).abs() > reach
+        return torch.where(too_far, torch.nextafter(edge, self.x), edge)
+
+    def project(self, z: Tensor) -> Tensor:
+        return torch.clamp(z, self.lower, self.upper)
+
+    def project_(self, z: Tensor) -> Tensor:
+        return z.clamp_(self.lower, self.upper)
+
+    def _shrink(self, delta: Tensor) -> Tensor:
+        return delta.clamp(-self.eps, self.eps)
+
+    def _draw(self, streams: Streams) -> Tensor:
+        unit = streams.uniform(self._features, dtype=self.x.dtype)
+        return (2 * unit - 1) * self._radius
+
+    def _steepest(self, gradient: Tensor) -> Tensor:
+        return gradient.sign()
+
+    def _dual(self, gradient: Tensor) -> Tensor:
+        return gradient.abs().sum(1)
+
+    def _length(self, delta: Tensor) -> Tensor:
+        return delta.abs().amax(1)
+
+
+class L2Ball(Ball):
+    """A Euclidean ball."""
+
+    def _shrink(self, delta: Tensor) -> Tensor:
+        # The projection onto ball and box is clip(t * delta) with the t that makes its norm eps. Solving
+        # for t on the coordinates that the box does not clip only ever raises t, so a few rounds approach
+        # it from below and each of them is feasible.
+        room = self._headroom(delta)
+        size = delta.abs()
+        norm = _l2(torch.minimum(size, room))
+        factor = self._radius / _l2(delta).clamp_min(1e-30)
+        for _ in range(3):
+            free = size * factor < room
+            clipped = torch.where(free, 0, room).square().sum(1, keepdim=True)
+            open_ = torch.where(free, size, 0).square().sum(1, keepdim=True)
+            better = ((self._radius**2 - clipped).clamp_min(0) / open_.clamp_min(1e-30)).sqrt()
+            factor = torch.maximum(factor, torch.where(open_ > 0, better, factor))
+        factor = torch.where(norm <= self._radius, 1.0, factor.clamp_max(1.0))
+        moved = torch.minimum(size * factor, room)
+        # Rounding may leave the sum of squares a hair above the budget.
+        moved = moved * (self._radius / _l2(moved).clamp_min(1e-30)).clamp_max(1.0)
+        return moved.copysign(delta)
+
+    def _draw(self, streams: Streams) -> Tensor:
+        size = self._features
+        direction = streams.normal(size, dtype=self.x.dtype)
+        radius = streams.uniform(1, dtype=self.x.dtype).pow(1 / size)
+        return direction / _l2(direction) * radius * self._radius
+
+    def _steepest(self, gradient: Tensor) -> Tensor:
+        # Dividing by the largest entry first keeps the squares of tiny gradients from underflowing.
+        peak = gradient.abs().amax(1, keepdim=True)
+        gradient = gradient / torch.where(peak > 0, peak, 1.0)
+        return gradient / _l2(gradient).clamp_min(1e-12)
+
+    def _dual(self, gradient: Tensor) -> Tensor:
+        return _l2(gradient)[:, 0]
+
+    def _length(self, delta: Tensor) -> Tensor:
+        return _l2(delta)[:, 0]
+
+
+class L1Ball(Ball):
+    """A cross-polytope; the projection takes the box into account (Croce & Hein 2021)."""
+
+    def _shrink(self, delta: Tensor) -> Tensor:
+        # The projection is min(max(|delta| - t, 0), room) with the t that makes its sum eps; the sum falls
+        # as t grows, so bisection finds it. `high` always keeps the sum within the budget.
+        room = self._headroom(delta)
+        size = delta.abs()
+        low = torch.zeros_like(size[:, :1])
+        high = size.amax(1, keepdim=True)
+        fits = torch.minimum(size, room).sum(1, keepdim=True) <= self._radius
+        for _ in range(30):
+            middle = (low + high) / 2
+            within = torch.minimum((size - middle).clamp_min(0), room).sum(1, keepdim=True) <= self._radius
+            low, high = torch.where(within, low, middle), torch.where(within, middle, high)
+        threshold = torch.where(fits, torch.zeros_like(high), high)
+        return torch.minimum((size - threshold).clamp_min(0), room).copysign(delta)
+
+    def _draw(self, streams: Streams) -> Tensor:
+        # Normalised exponentials are uniform on the simplex; one more of them gives the radius.
+        size = self._features
+        unit = streams.uniform(size + 1, dtype=torch.float64)
+        parts = -torch.log1p(-unit)
+        parts = (parts[:, :-1] / parts.sum(1, keepdim=True)).to(self.x.dtype)
+        return parts * streams.signs(size, dtype=self.x.dtype) * self._radius
+
+    def _steepest(self, gradient: Tensor) -> Tensor:
+        best = gradient.abs().argmax(1, keepdim=True)
+        return torch.zeros_like(gradient).scatter(1, best, gradient.gather(1, best).sign())
+
+    def _dual(self, gradient: Tensor) -> Tensor:
+        return gradient.abs().amax(1)
+
+    def _length(self, delta: Tensor) -> Tensor:
+        return delta.abs().sum(1)
+
+
+class L0Ball(Ball):
+    """At most `eps` features change, each by any amount that keeps the input in range."""
+
+    def __init__(self, threat: Threat, x: Tensor) -> None:
+        super().__init__(threat, x)
+        self.eps = self._radius = threat.eps
+
+    @property
+    def _count(self) -> int:
+        return min(int(self.threat.eps), self._features)
+
+    def _shrink(self, delta: Tensor) -> Tensor:
+        # Keep the features that would be missed most: by how much each lowers the squared distance.
+        size = delta.abs()
+        reachable = torch.minimum(size, self._headroom(delta))
+        order = (reachable * (2 * size - reachable)).topk(self._count, dim=1).indices
+        values = delta.gather(1, order)
+        if isinstance(self._radius, Tensor):
+            rank = torch.arange(order.shape[1], device=order.device)
+            values = torch.where(rank < self._radius, values, 0)
+        return torch.zeros_like(delta).scatter(1, order, values)
+
+    def _draw(self, streams: Streams) -> Tensor:
+        if self._inputs is None:
+            raise InputError("an L0 threat has random points only within bounds; bind it to inputs first")
+        size = self._features
+        chosen = streams.uniform(size, dtype=torch.float64).topk(self._count, dim=1).indices
+        low, high = self._scaled(self.lower), self._scaled(self.upper)
+        point = low + (high - low) * streams.uniform(size, dtype=self.x.dtype)
+        return torch.zeros_like(point).scatter(1, chosen, point.gather(1, chosen))
+
+    def _steepest(self, gradient: Tensor) -> Tensor:
+        kept = gradient.abs().topk(self._count, dim=1).indices
+        return torch.zeros_like(gradient).scatter(1, kept, gradient.gather(1, kept).sign())
+
+    def _dual(self, gradient: Tensor) -> Tensor:
+        # One feature may go to the end of its range, whichever pays best.
+        low, high = self.room()
+        return torch.maximum(gradient * low, gradient * high).amax(1)
+
+    def _length(self, delta: Tensor) -> Tensor:
+        return (delta != 0).sum(1).to(delta.dtype)
+
+
+def _l2(delta: Tensor) -> Tensor:
+    """The Euclidean norm of each row: (n, 1)."""
+    norm: Tensor = torch.linalg.vector_norm(delta, dim=1, keepdim=True)
+    return norm
