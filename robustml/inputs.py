@@ -164,6 +164,28 @@ class InputSpec:
         mean, std = (self._per_channel(value, x) for value in (self.mean, self.std))
         return (x - mean) / std
 
+    def to_unit(self, x: Tensor) -> Tensor:
+        """Map a batch (n, *shape) from its bounds to [0, 1], in float64."""
+        x = x.double()
+        low, high = (self.like(side, x) for side in self.bounds)
+        return (x - low) / (high - low)
+
+    def from_unit(self, z: Tensor, x: Tensor) -> Tensor:
+        """Map a batch (n, *shape) from [0, 1] back to valid inputs of the precision of `x`.
+
+        Whole numbers are rounded, and what is immutable is as in `x`. One-hot groups are left to the caller.
+        """
+        low, high = (self.like(side, z) for side in self.bounds)
+        back = (low + z.clamp(0, 1) * (high - low)).flatten(1)
+        if self.integer:
+            back[:, list(self.integer)] = back[:, list(self.integer)].round()
+        back = back.to(x.dtype)
+        if self.immutable:
+            back[:, list(self.immutable)] = x.flatten(1)[:, list(self.immutable)]
+        # Rounding to a lower precision may have left the bounds.
+        low, high = (self.like(side, back) for side in self.bounds)
+        return torch.minimum(torch.maximum(back.view_as(x), low), high)
+
     def _per_channel(self, values: Numbers, reference: Tensor) -> Tensor:
         tensor = torch.tensor(values, dtype=reference.dtype, device=reference.device)
         if not tensor.ndim:

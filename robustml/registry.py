@@ -1,7 +1,7 @@
-"""Where attacks are announced and found; the trunk knows no attack by name.
+"""Where attacks and corruptions are announced and found; the trunk knows none of them by name.
 
-A wing registers its functions with `@attack` (or a whole family of them with `@family`) when it is
-imported, and it is imported here, by name, on the first look-up.
+A wing registers its functions with `@attack` (or a whole family of them with `@family`), `@corruption` or
+`@transformations` when it is imported, and it is imported here, by name, on the first look-up.
 """
 
 from __future__ import annotations
@@ -12,20 +12,41 @@ import importlib
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
+import torch
 from torch import Tensor
 
 from .errors import InputError, suggest
+from .inputs import InputSpec
 from .sampling import Streams
 from .threats import THREATS, Threat
 
 if TYPE_CHECKING:
     import pydantic
 
-__all__ = ["Access", "AccessName", "Attack", "Logits", "all_attacks", "attack", "family", "find_attack"]
+__all__ = [
+    "SEVERITIES",
+    "Access",
+    "AccessName",
+    "Attack",
+    "Corruption",
+    "Grid",
+    "Logits",
+    "Transformations",
+    "all_attacks",
+    "all_corruptions",
+    "all_transformations",
+    "attack",
+    "corruption",
+    "family",
+    "find_attack",
+    "find_corruption",
+    "find_transformations",
+    "transformations",
+]
 
 
 AccessName = Literal["decision", "score", "gradient"]
@@ -100,8 +121,88 @@ class Attack:
         ]
 
 
+@dataclass(frozen=True)
+class Attack(_Optioned):
+    """An attack and what the harness must know about it."""
+
+    name: str
+    function: AttackFunction
+    access: Access
+    norms: frozenset[str]
+    reference: str
+    summary: str
+
+
+SEVERITIES = (1, 2, 3, 4, 5)
+_SLICE = 2**21  # features that a corruption holds at a time: several copies in float64
+
+CorruptionFunction = Callable[[Tensor, int, Streams], Tensor]
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """A change of images that no attacker chooses, in five severities.
+
+    Attributes:
+        function: `(x, severity, streams) -> z` for float64 images (n, channels, height, width) in [0, 1];
+            what it returns is clipped. A row of the result depends on that row and its stream alone.
+        channels: The numbers of channels that it has a meaning for; any, if empty.
+    """
+
+    name: str
+    group: str
+    function: CorruptionFunction
+    channels: frozenset[int]
+    reference: str
+    summary: str
+
+    def apply(self, x: Tensor, severity: int, *, spec: InputSpec, streams: Streams) -> Tensor:
+        """Corrupt a batch (n, *shape) in input units; the result is valid input of the same precision.
+
+        Raises:
+            InputError: for a severity that there is not.
+        """
+        if severity not in SEVERITIES:
+            raise InputError(f"severity={severity!r} is not a whole number from 1 to 5")
+        rows = max(1, _SLICE // spec.size)
+        parts = []
+        for start in range(0, len(x), rows):
+            part = x[start : start + rows]
+            own = Streams(streams.keys[start : start + rows])
+            parts.append(spec.from_unit(self.function(spec.to_unit(part), severity, own), part))
+        return torch.cat(parts) if parts else x.clone()
+
+
+class Grid(Protocol):
+    """A finite set of transformations, the most drastic ones first."""
+
+    def __len__(self) -> int: ...
+
+    def apply(self, x: Tensor, place: Tensor) -> Tensor:
+        """Transform each row of a batch (n, *shape) by the entry at its place, int64 (n,)."""
+
+    def describe(self, place: int) -> str:
+        """One entry in words."""
+
+
+@dataclass(frozen=True)
+class Transformations(_Optioned):
+    """Transformations among which the worst one for each input is searched.
+
+    Attributes:
+        function: `(spec, **options) -> Grid`.
+    """
+
+    name: str
+    function: Callable[..., Grid]
+    reference: str
+    summary: str
+
+
 _ATTACKS: dict[str, Attack] = {}
 _FAMILIES: dict[str, Callable[[str], Attack]] = {}
+_CORRUPTIONS: dict[str, Corruption] = {}
+_TRANSFORMATIONS: dict[str, Transformations] = {}
 _WINGS = ("robustml.attacks",)
 
 
@@ -140,6 +241,38 @@ def family(prefix: str) -> Callable[[Callable[[str], Attack]], Callable[[str], A
     return register
 
 
+def corruption(
+    name: str, *, group: str, reference: str, channels: Collection[int] = ()
+) -> Callable[[CorruptionFunction], CorruptionFunction]:
+    """Register a corruption; the first line of its docstring is what `robustml list corruptions` shows."""
+
+    def register(function: CorruptionFunction) -> CorruptionFunction:
+        if name in _CORRUPTIONS:
+            raise ValueError(f"corruption {name!r} is registered twice")
+        _CORRUPTIONS[name] = Corruption(
+            name, group, function, frozenset(channels), reference, _summary(function)
+        )
+        return function
+
+    return register
+
+
+def transformations(name: str, *, reference: str) -> Callable[[Callable[..., Grid]], Callable[..., Grid]]:
+    """Register a function that lays out a grid of transformations for an input space."""
+
+    def register(function: Callable[..., Grid]) -> Callable[..., Grid]:
+        if name in _TRANSFORMATIONS:
+            raise ValueError(f"transformations {name!r} are registered twice")
+        _TRANSFORMATIONS[name] = Transformations(name, function, reference, _summary(function))
+        return function
+
+    return register
+
+
+def _summary(function: Callable[..., Any]) -> str:
+    return (inspect.getdoc(function) or "").partition("\n")[0]
+
+
 def all_attacks() -> dict[str, Attack]:
     """Every registered attack by name; families are not enumerated."""
     _load_wings()
@@ -160,6 +293,42 @@ def find_attack(name: str) -> Attack:
         known = [*_ATTACKS, *(f"{prefix}:NAME" for prefix in _FAMILIES)]
         raise InputError(f"attack {name!r} is not known{suggest(name, known)}")
     return _ATTACKS[name]
+
+
+def all_corruptions() -> dict[str, Corruption]:
+    """Every registered corruption by name, in the order of registration, which keeps groups together."""
+    _load_wings()
+    return dict(_CORRUPTIONS)
+
+
+def find_corruption(name: str) -> Corruption:
+    """Look up a corruption.
+
+    Raises:
+        InputError: for an unknown name, with the nearest known one.
+    """
+    known = all_corruptions()
+    if name not in known:
+        raise InputError(f"corruption {name!r} is not known{suggest(name, known)}")
+    return known[name]
+
+
+def all_transformations() -> dict[str, Transformations]:
+    """Every registered set of transformations by name."""
+    _load_wings()
+    return dict(sorted(_TRANSFORMATIONS.items()))
+
+
+def find_transformations(name: str) -> Transformations:
+    """Look up a set of transformations.
+
+    Raises:
+        InputError: for an unknown name, with the nearest known one.
+    """
+    known = all_transformations()
+    if name not in known:
+        raise InputError(f"transformations {name!r} are not known{suggest(name, known)}")
+    return known[name]
 
 
 @functools.cache

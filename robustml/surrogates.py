@@ -16,17 +16,20 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["KINDS", "SLOPE", "exact", "smoothed"]
+__all__ = ["KINDS", "SLOPE", "Gradient", "exact", "smoothed"]
 
 SLOPE = 10.0
 """How sharply a smooth step rises: a ReLU passes back sigmoid(SLOPE * z) of the gradient."""
+
+Gradient = Literal["true", "smooth"]
+"""The gradient that an attack follows: that of the model, or that of the surrogates."""
 
 Rule = Callable[..., Any]
 
