@@ -115,22 +115,7 @@ class Attack:
 
     def parameters(self) -> list[tuple[str, str, Any]]:
         """Each option as (name, type, default), for people."""
-        return [
-            (name, _type_name(hint), parameter.default)
-            for name, (hint, parameter) in _option_parameters(self.function).items()
-        ]
-
-
-@dataclass(frozen=True)
-class Attack(_Optioned):
-    """An attack and what the harness must know about it."""
-
-    name: str
-    function: AttackFunction
-    access: Access
-    norms: frozenset[str]
-    reference: str
-    summary: str
+        return _parameters(self.function)
 
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -186,7 +171,7 @@ class Grid(Protocol):
 
 
 @dataclass(frozen=True)
-class Transformations(_Optioned):
+class Transformations:
     """Transformations among which the worst one for each input is searched.
 
     Attributes:
@@ -197,6 +182,16 @@ class Transformations(_Optioned):
     function: Callable[..., Grid]
     reference: str
     summary: str
+
+    def check(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """As `Attack.check`."""
+        from .schema import validated
+
+        return validated(_options_model(self.function, self.name), options, where=self.name).model_dump()
+
+    def parameters(self) -> list[tuple[str, str, Any]]:
+        """As `Attack.parameters`."""
+        return _parameters(self.function)
 
 
 _ATTACKS: dict[str, Attack] = {}
@@ -350,6 +345,13 @@ def _option_parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, ins
     names = getattr(inspect.unwrap(function), "__globals__", {})
     hints = typing.get_type_hints(written, globalns=names, include_extras=True)
     return {name: (hints[name], parameter) for name, parameter in options.items()}
+
+
+def _parameters(function: Callable[..., Any]) -> list[tuple[str, str, Any]]:
+    return [
+        (name, _type_name(hint), parameter.default)
+        for name, (hint, parameter) in _option_parameters(function).items()
+    ]
 
 
 def _type_name(hint: Any) -> str:
