@@ -15,11 +15,9 @@ from .attacking import Bench, Limits, Rows, run_attack
 from .folder import Evidence, Record
 from .meter import BudgetSpent
 from .plan import Stage
-from .probes import probe_gradients, probe_ordering, probe_unbounded
+from .probes import PROBES
 
 __all__ = ["run_unit"]
-
-_PROBES = {"gradients": probe_gradients, "ordering": probe_ordering, "unbounded": probe_unbounded}
 
 
 def run_unit(
@@ -39,9 +37,8 @@ def run_unit(
         else:
             subset = rows.first(bench.plan.suite.diagnostics.samples)
             # A probe cut short would judge the suite by half a measurement; its cost is small and bounded.
-            record, evidence = _PROBES[stage.kind](
-                bench, stage, chunk, subset, Limits(on_pass=limits.on_pass)
-            )
+            free = Limits(on_pass=limits.on_pass)
+            record, evidence = PROBES[stage.kind](bench, stage, chunk, subset, free)
     except (RobustmlError, BudgetSpent):
         raise
     except Exception as error:
