@@ -334,7 +334,7 @@ def _load_wings() -> None:
 
 def _option_parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, inspect.Parameter]]:
     """The type and the parameter of each option."""
-    shared = {"model", "x", "y", "threat", "streams", "start"}
+    shared = {"model", "x", "y", "threat", "streams", "start", "spec"}
     options = {
         name: parameter
         for name, parameter in inspect.signature(function).parameters.items()

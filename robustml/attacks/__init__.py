@@ -1,5 +1,5 @@
-"""The attacking wing: importing it registers every attack."""
+"""The attacking wing: importing it registers every attack and every corruption."""
 
-from . import art, evasion
+from . import art, corruptions, evasion
 
-__all__ = ["art", "evasion"]
+__all__ = ["art", "corruptions", "evasion"]
