@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from typing import Any
 
@@ -140,7 +141,7 @@ def test_mean_distortion_grows_with_severity(name: str, seed: int, side: int, ch
     x = pictures(shape, n=24, seed=seed, dtype=torch.float64)
     change = [(corrupted(name, x, s) - x).flatten(1).norm(dim=1).mean() for s in SEVERITIES]
     assert float(change[0]) > 0
-    assert all(mild <= strong + 1e-9 for mild, strong in zip(change, change[1:], strict=False)), change
+    assert all(mild <= strong + 1e-9 for mild, strong in itertools.pairwise(change)), change
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -170,6 +171,13 @@ def test_whole_numbers_stay_whole_and_the_immutable_stays() -> None:
     assert torch.equal(flat[:, :32], flat[:, :32].round())
     assert not torch.equal(flat[:, 32:], flat[:, 32:].round())
     assert torch.equal(flat[:, [3, 40]], before[:, [3, 40]])
+
+
+def test_images_of_eight_bits_keep_them() -> None:
+    x = (pictures((1, 8, 8), dtype=torch.float64) * 255).round() / 255
+    z = corrupted("fog", x, 3, levels=256)
+    assert torch.allclose(z * 255, (z * 255).round(), atol=1e-9)
+    assert torch.allclose(z, corrupted("fog", x, 3), atol=0.5 / 255 + 1e-9)
 
 
 # What each corruption is, from elsewhere.
@@ -216,7 +224,7 @@ def test_gaussian_weights(sigma: float) -> None:
     assert torch.allclose(weights, weights.flip(0), atol=1e-15)
     # The variance of a normal distribution plus that of the pixel, except far below one pixel.
     if sigma >= 0.5:
-        assert float((weights * steps**2).sum()) == pytest.approx(sigma**2 + 1 / 12, rel=0.01)
+        assert float((weights * steps**2).sum()) == pytest.approx(sigma**2 + 1 / 12, rel=0.03)
 
 
 def test_reading_between_pixels_against_scipy() -> None:
