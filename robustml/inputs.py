@@ -20,6 +20,7 @@ Numbers = float | tuple[float, ...]
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _LARGEST = 2**31  # features of one input
+_MOST_LEVELS = 2**16
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class InputSpec:
         immutable: Flattened indices of the features that an attacker cannot change.
         integer: Flattened indices of the features that hold whole numbers.
         one_hot: Groups of flattened indices of which exactly one is 1 and the others are 0.
+        levels: How many values a feature can take, evenly spaced from its lowest to its highest: 256 for
+            images that are stored with 8 bits. It covers every feature, so it excludes `integer` and
+            `one_hot`. An input that lies between the levels may keep its own values.
 
     Raises:
         InputError: naming the attribute, what came and what is accepted.
@@ -53,6 +57,7 @@ class InputSpec:
     immutable: tuple[int, ...] = ()
     integer: tuple[int, ...] = ()
     one_hot: tuple[tuple[int, ...], ...] = ()
+    levels: int | None = None
 
     def __post_init__(self) -> None:
         freeze = object.__setattr__  # the way a frozen dataclass stores what it has cleaned
@@ -67,6 +72,8 @@ class InputSpec:
             )
         self._clean_numbers(freeze)
         self._clean_features(freeze)
+        if self.levels is not None:
+            freeze(self, "levels", self._clean_levels())
 
     def _clean_numbers(self, freeze: Any) -> None:
         size = self.size
@@ -105,6 +112,16 @@ class InputSpec:
         if any(len(group) < 2 for group in groups):
             raise InputError("one_hot has a group of fewer than 2 features")
         freeze(self, "one_hot", groups)
+
+    def _clean_levels(self) -> int:
+        (levels,) = _whole_numbers("levels", (self.levels,), low=2, high=_MOST_LEVELS + 1)
+        for name in ("integer", "one_hot"):
+            if getattr(self, name):
+                raise InputError(f"levels={levels} says what every feature can be; drop it or {name}")
+        finest = 64 * torch.finfo(self.torch_dtype).eps
+        if any((b - a) / (levels - 1) < finest * max(abs(a), abs(b)) for a, b in _side_by_side(*self.bounds)):
+            raise InputError(f"levels={levels} is finer than {self.dtype} can tell apart within bounds")
+        return levels
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> InputSpec:
@@ -145,12 +162,33 @@ class InputSpec:
     @property
     def is_discrete(self) -> bool:
         """Whether some features may only take some of the values between their bounds."""
-        return bool(self.integer or self.one_hot)
+        return bool(self.integer or self.one_hot or self.levels)
 
     @property
     def span(self) -> float:
         """The widest range of a feature, in units of `scale`."""
         return max((b - a) / s for a, b, s in _side_by_side(*self.bounds, self.scale))
+
+    @property
+    def level(self) -> float:
+        """The narrowest gap between neighboring levels, in units of `scale`; 0 where there are none."""
+        if self.levels is None:
+            return 0.0
+        return min((b - a) / s for a, b, s in _side_by_side(*self.bounds, self.scale)) / (self.levels - 1)
+
+    def level_of(self, z: Tensor) -> Tensor:
+        """Which level each value of a batch is at: from 0 to levels - 1, a fraction between two of them."""
+        assert self.levels is not None
+        low, high = (self.like(side, z) for side in self.bounds)
+        return (z - low) * ((self.levels - 1) / (high - low))
+
+    def at_level(self, number: Tensor) -> Tensor:
+        """The values of whole-numbered levels, which are cut to those that exist."""
+        assert self.levels is not None
+        low, high = (self.like(side, number) for side in self.bounds)
+        last = self.levels - 1
+        # In this order k / 255 comes out as the nearest float, as it does where images are loaded.
+        return torch.minimum(low + number.clamp(0, last) * (high - low) / last, high)
 
     def like(self, values: Numbers, reference: Tensor) -> Tensor:
         """Turn per-feature numbers into a tensor that broadcasts over a batch like `reference`."""
@@ -173,9 +211,11 @@ class InputSpec:
     def from_unit(self, z: Tensor, x: Tensor) -> Tensor:
         """Map a batch (n, *shape) from [0, 1] back to valid inputs of the precision of `x`.
 
-        Whole numbers are rounded, and what is immutable is as in `x`. One-hot groups are left to the caller.
+        Whole numbers and levels are rounded, and what is immutable is as in `x`. One-hot groups are left to the caller.
         """
         low, high = (self.like(side, z) for side in self.bounds)
+        if self.levels is not None:
+            z = (z * (self.levels - 1)).round() / (self.levels - 1)
         back = (low + z.clamp(0, 1) * (high - low)).flatten(1)
         if self.integer:
             back[:, list(self.integer)] = back[:, list(self.integer)].round()

@@ -82,6 +82,11 @@ class Threat(ABC):
                 f"eps={self.eps:g} is less than half a grey level for inputs in [0, 255]; "
                 f"did you mean {self.eps * 255:g}?"
             )
+        if self.norm != "l0" and self.eps * (1 + TOLERANCE) < inputs.level:
+            raise InputError(
+                f"eps={self.eps:g} is less than one of the {inputs.levels} levels that a feature can have, so "
+                f"nothing could change; one level is {inputs.level:g}"
+            )
 
     @property
     def name(self) -> str:

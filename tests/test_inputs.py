@@ -49,6 +49,7 @@ def specs(draw: st.DrawFn) -> InputSpec:
     positive = st.floats(0.01, 100)
     one = st.integers(0, size - 1)
     group = tuple(draw(st.lists(one, max_size=4, unique=True)))
+    levels = draw(st.none() | st.integers(2, 1000))
     return InputSpec(
         shape=shape,
         bounds=(low, 11.0),
@@ -58,8 +59,9 @@ def specs(draw: st.DrawFn) -> InputSpec:
         scale=draw(positive | st.lists(positive, min_size=size, max_size=size).map(tuple)),
         features=tuple(draw(st.just([]) | st.lists(st.text(max_size=4), min_size=size, max_size=size))),
         immutable=tuple(draw(st.lists(one, max_size=3))),
-        integer=tuple(draw(st.lists(one, max_size=3))),
-        one_hot=(group,) if len(group) > 1 else (),
+        integer=tuple(draw(st.lists(one, max_size=3))) if levels is None else (),
+        one_hot=(group,) if len(group) > 1 and levels is None else (),
+        levels=levels,
     )
 
 
@@ -147,6 +149,11 @@ def test_lists_nested_too_deeply_to_print_are_refused() -> None:
         ({"one_hot": (0, 1)}, "one_hot=0 is not a list"),
         ({"one_hot": ((0,),)}, "group of fewer than 2"),
         ({"one_hot": ((0, 1), (1, 2))}, "names a feature twice"),
+        ({"levels": 1}, r"levels holds 1, which is outside \[2, 65536\]"),
+        ({"levels": 2.0}, "levels holds 2.0, which is not a whole number"),
+        ({"levels": 256, "integer": (0,)}, "levels=256 says what every feature can be; drop it or integer"),
+        ({"levels": 256, "one_hot": ((0, 1),)}, "drop it or one_hot"),
+        ({"levels": 65536, "bounds": (1000, 1001)}, "levels=65536 is finer than float32 can tell apart"),
     ],
 )
 def test_each_refusal_names_the_argument_and_what_is_accepted(
@@ -207,6 +214,24 @@ def test_derived_properties() -> None:
     assert (table.size, table.span, table.is_image, table.is_discrete) == (3, 3.0, False, True)
     assert not InputSpec(shape=(2, 8, 8)).is_image
     assert InputSpec(shape=(1,), dtype="float64").torch_dtype == torch.float64
+
+
+def test_levels_are_the_values_of_stored_images() -> None:
+    spec = InputSpec(shape=(256,), levels=256)
+    assert spec.is_discrete
+    assert spec.level == 1 / 255
+    pixels = torch.arange(256.0)
+    assert torch.equal(spec.at_level(pixels), pixels / 255)
+    assert torch.equal(spec.level_of(pixels / 255).round(), pixels)
+    uneven = InputSpec(shape=(2,), bounds=(-1.0, (1.0, 3.0)), scale=(1.0, 4.0), levels=3)
+    assert uneven.at_level(torch.tensor([[0.0, 0.0], [1.0, 1.0], [9.0, 9.0]])).tolist() == [
+        [-1.0, -1.0],
+        [0.0, 1.0],
+        [1.0, 3.0],
+    ]
+    assert uneven.level == 0.5
+    back = uneven.from_unit(torch.tensor([[0.3, 0.7]], dtype=torch.float64), torch.zeros(1, 2))
+    assert back.tolist() == [[0.0, 1.0]]
 
 
 def test_like_broadcasts_over_a_batch() -> None:

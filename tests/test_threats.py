@@ -365,3 +365,14 @@ def test_without_inputs_only_the_norm_binds(norm: str) -> None:
             ball.random(streams(2, 0))
     else:
         assert ball.contains(ball.random(streams(2, 0))).all()
+
+
+def test_a_budget_below_one_level_is_refused() -> None:
+    spec = InputSpec(shape=(4,), levels=256)
+    with pytest.raises(
+        InputError, match=r"eps=0.003 is less than one of the 256 levels .* one level is 0.0039"
+    ):
+        Linf(0.003, spec)
+    assert Linf(1 / 255, spec).eps == 1 / 255
+    assert L2(1 / 255, spec).eps == 1 / 255
+    assert L0(1, spec).eps == 1

@@ -21,6 +21,8 @@ __all__ = ["TOLERANCE", "Ball", "overwrite_", "per_row"]
 TOLERANCE = 1e-6
 # Attacks aim this far inside, so that rounding x + delta to float32 cannot push the sum out of the ball.
 _INSET = 1e-5
+# A value is at a level if it is off by no more than this share of the gap: rounding, not intent.
+_ON_LEVEL = 1 / 32
 
 
 class Ball(ABC):
@@ -151,10 +153,20 @@ class Ball(ABC):
 
     def distance(self, z: Tensor) -> Tensor:
         """The size of each perturbation, computed in float64: (n,)."""
-        delta = z.double() - self.x.double()
+        delta = self._exact(z) - self._exact(self.x)
         if self._scale is not None:
             delta = delta / self._scale.double()
         return self._length(delta.flatten(1))
+
+    def _exact(self, z: Tensor) -> Tensor:
+        """In float64, and where there are levels without the rounding that storing them as floats brings."""
+        z = z.double()
+        inputs = self._inputs
+        if inputs is None or inputs.levels is None:
+            return z
+        number = inputs.level_of(z)
+        nearest = number.round()
+        return torch.where((number - nearest).abs() < _ON_LEVEL, inputs.at_level(nearest), z)
 
     def contains(self, z: Tensor) -> Tensor:
         """Whether each point is a number, within the budget, in range and otherwise valid: bool (n,)."""
@@ -164,7 +176,7 @@ class Ball(ABC):
         return inside & self._is_valid(z)
 
     def snap(self, z: Tensor) -> Tensor:
-        """The point that a perturbation stands for, where features are whole numbers or one-hot groups.
+        """The point that a perturbation stands for, where features are whole, one-hot groups or have levels.
 
         Gradient attacks move in the continuous relaxation and evaluate the model only on snapped points.
         Rounding to the nearest valid point may leave the ball; then whole numbers are rounded towards the
@@ -173,6 +185,10 @@ class Ball(ABC):
         inputs = self._inputs
         if inputs is None or not inputs.is_discrete:
             return z
+        if inputs.levels is not None:
+            nearest = self._to_level(inputs, z, towards_input=False)
+            fits = self.distance(nearest) <= self.threat.eps * (1 + TOLERANCE)
+            return torch.where(per_row(fits, z), nearest, self._to_level(inputs, z, towards_input=True))
         point = self._round(inputs, z, towards_input=True, keep_groups=True)
         for towards_input in (True, False):
             nearer = self._round(inputs, z, towards_input=towards_input, keep_groups=False)
@@ -194,11 +210,33 @@ class Ball(ABC):
                 flat[:, index] = torch.nn.functional.one_hot(chosen, len(index)).to(flat.dtype)
         return flat.view_as(z)
 
+    def _to_level(self, inputs: InputSpec, z: Tensor, *, towards_input: bool) -> Tensor:
+        """Each value at its nearest level, or at the input's own if that is as near; never across it.
+
+        Args:
+            inputs: What the levels are.
+            z: Values, (n, *shape).
+            towards_input: Never further from the input than z, instead of just within the box.
+        """
+        direction = (z - self.x).sign()
+        number = inputs.level_of(z).round()
+        point = inputs.at_level(number)
+        outside = (
+            (point - z) * direction > 0 if towards_input else (point > self.upper) | (point < self.lower)
+        )
+        point = torch.where(outside, inputs.at_level(number - direction), point)
+        crossed = (point - self.x) * direction <= 0
+        here, own, there = (inputs.level_of(value) for value in (z, self.x, point))
+        keeps = crossed | ((here - own).abs() <= (here - there).abs() + _ON_LEVEL)
+        return torch.where(keeps, self.x, point)
+
     def _is_valid(self, z: Tensor) -> Tensor:
         inputs = self._inputs
         valid = torch.ones(len(z), dtype=torch.bool, device=z.device)
         if inputs is None or not inputs.is_discrete:
             return valid
+        if inputs.levels is not None:
+            return ((z == self.x) | (z == inputs.at_level(inputs.level_of(z).round()))).flatten(1).all(1)
         flat, origin = z.flatten(1), self.x.flatten(1)
         if inputs.integer:
             moved = flat[:, list(inputs.integer)] - origin[:, list(inputs.integer)]

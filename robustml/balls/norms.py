@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..sampling import Streams
-from .base import Ball, per_row
+from .base import TOLERANCE, Ball, per_row
 
 if TYPE_CHECKING:
     from ..threats import Threat
@@ -23,8 +23,9 @@ class LinfBall(Ball):
     def __init__(self, threat: Threat, x: Tensor) -> None:
         super().__init__(threat, x)
         reach = threat.eps if self._scale is None else threat.eps * self._scale.double()
-        self.lower = torch.maximum(self.lower, self._no_further(x.double() - reach, reach))
-        self.upper = torch.minimum(self.upper, self._no_further(x.double() + reach, reach))
+        edge = self._no_further if self._inputs is None or self._inputs.levels is None else self._last_level
+        self.lower = torch.maximum(self.lower, edge(x.double() - reach, reach))
+        self.upper = torch.minimum(self.upper, edge(x.double() + reach, reach))
         self.eps = self._radius = threat.eps
 
     def resized(self, radius: Tensor) -> Ball:
@@ -40,6 +41,15 @@ class LinfBall(Ball):
         edge = exact.to(self.x.dtype)
         too_far = (edge.double() - self.x.double()).abs() > reach
         return torch.where(too_far, torch.nextafter(edge, self.x), edge)
+
+    def _last_level(self, exact: Tensor, reach: Tensor | float) -> Tensor:
+        """The furthest level within reach, on the side of an edge; the input itself if there is none."""
+        assert self._inputs is not None
+        centre = self._exact(self.x)
+        side = (exact - self.x.double()).sign()
+        number = self._inputs.level_of(centre + side * reach * (1 + TOLERANCE / 2))
+        level = self._inputs.at_level((number * side).floor() * side).to(self.x.dtype)
+        return torch.where((level - self.x) * side > 0, level, self.x)
 
     def project(self, z: Tensor) -> Tensor:
         return torch.clamp(z, self.lower, self.upper)

@@ -12,15 +12,17 @@ import numpy as np
 from annotated_types import Ge, Gt, Lt
 from pydantic import Field
 
+from ..goals import Goals, parse_goals
 from ..inputs import InputSpec
 from ..registry import Access
 from ..schema import Frozen
 from ..threats import Threat, parse_threat
+from .randomized import Randomness
 from .suite import CurveAttack, Suite, unusable
 
 __all__ = ["Plan", "Stage", "stages"]
 
-Kind = Literal["clean", "attack", "curve", "gradients", "ordering", "unbounded"]
+Kind = Literal["clean", "attack", "curve", "gradients", "ordering", "unbounded", "randomness"]
 
 
 class Plan(Frozen):
@@ -52,6 +54,10 @@ class Plan(Frozen):
     confidence: Annotated[float, Gt(0), Lt(1)] = 0.95
     max_passes: Annotated[float, Gt(0)] | None = None
     """Budget per sample of a chunk on average, a backward pass counting as two."""
+    goals: list[str] = []
+    """What the attacker wants, with class numbers, as in "3->8" or "*->0"; any wrong answer, if empty."""
+    randomness: Randomness | None = None
+    """How a model that answers at random is treated; None for one that answers alike when asked again."""
     gate: dict[str, str] = {}
     redact: bool = False
     environment: dict[str, str]
@@ -60,6 +66,10 @@ class Plan(Frozen):
     @cached_property
     def spec(self) -> InputSpec:
         return InputSpec.from_dict(self.inputs)
+
+    @cached_property
+    def aims(self) -> Goals:
+        return parse_goals(self.goals, [str(label) for label in range(self.classes)])
 
     @property
     def samples(self) -> int:
@@ -115,6 +125,8 @@ def _threat_stages(plan: Plan, threat: Threat) -> Iterator[Stage]:
         reason = unusable(entry, access, threat.norm)
         yield Stage(f"{name}/{entry.id}", "attack", threat, name, entry, reason)
     yield Stage(f"{name}/ordering", "ordering", threat, name)
+    if plan.randomness is not None:
+        yield Stage(f"{name}/randomness", "randomness", threat, name)
     drawn = next((e for e in plan.suite.curve.attack if unusable(e, access, threat.norm) is None), None)
     if drawn is not None:
         for factor in plan.suite.curve.points:
@@ -123,7 +135,8 @@ def _threat_stages(plan: Plan, threat: Threat) -> Iterator[Stage]:
                 yield Stage(f"{name}/curve-{factor:g}", "curve", threat.at(eps), name, drawn)
     if access is Access.GRADIENT:
         yield Stage(f"{name}/gradients", "gradients", threat, name)
-    if access > Access.DECISION and threat.norm != "l0":
+    # With goals it proves nothing: a model may have no input that it takes for a target class.
+    if access > Access.DECISION and threat.norm != "l0" and not plan.goals:
         yield Stage(f"{name}/unbounded", "unbounded", threat, name)
 
 
@@ -134,6 +147,7 @@ def _curve_eps(threat: Threat, factor: float) -> float | None:
     eps = float(f"{threat.eps * factor:.6g}")
     if threat.norm == "l0":
         eps = float(round(eps))
-    if eps < (1 if threat.norm == "l0" else 0) or eps == threat.eps or eps > threat.widest(threat.inputs):
+    least = 1.0 if threat.norm == "l0" else threat.inputs.level
+    if eps < least or eps == threat.eps or eps > threat.widest(threat.inputs):
         return None
     return eps
