@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from .errors import InputError, suggest
 
-__all__ = ["LOSSES", "Loss", "cross_entropy", "dlr", "is_wrong", "loss_named", "margin", "targeted_dlr"]
+__all__ = [
+    "LOSSES",
+    "TARGETED_LOSSES",
+    "Loss",
+    "TargetedLoss",
+    "cross_entropy",
+    "dlr",
+    "is_wrong",
+    "loss_named",
+    "margin",
+    "targeted_dlr",
+    "targeted_loss_named",
+    "targeted_margin",
+]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Kind = TypeVar("Kind")
+TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 # Keeps the ratio of the DLR loss finite when three logits are equal; small beside any real gap.
 _TINY = 1e-12
@@ -51,13 +67,18 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     return margin(logits, y) / (top[:, 0] - top[:, 2]).clamp_min(_TINY)
 
 
+def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """The target's logit minus the label's: (n,)."""
+    return logits.gather(1, target[:, None])[:, 0] - logits.gather(1, y[:, None])[:, 0]
+
+
 def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """Targeted difference of logits ratio (Croce & Hein 2020, equation 7): (n,).
 
     With three classes the fourth largest logit of the denominator does not exist and the third takes its
     place; with two classes the plain difference of the logits is returned (see `dlr`).
     """
-    gap = logits.gather(1, target[:, None])[:, 0] - logits.gather(1, y[:, None])[:, 0]
+    gap = targeted_margin(logits, y, target)
     classes = logits.shape[1]
     if classes < 3:
         return gap
@@ -68,13 +89,28 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "dlr": dlr, "margin": margin}
 
 
+TARGETED_LOSSES: dict[str, TargetedLoss] = {"dlr": targeted_dlr, "margin": targeted_margin}
+
+
 def loss_named(name: str) -> Loss:
     """Look up an untargeted loss.
 
     Raises:
         InputError: for a name that is not in `LOSSES`.
     """
-    try:
-        return LOSSES[name]
-    except KeyError:
-        raise InputError(f"loss={name!r} is not known{suggest(name, LOSSES)}") from None
+    return _named(name, LOSSES)
+
+
+def targeted_loss_named(name: str) -> TargetedLoss:
+    """Look up a loss that aims at a class.
+
+    Raises:
+        InputError: for a name that is not in `TARGETED_LOSSES`.
+    """
+    return _named(name, TARGETED_LOSSES)
+
+
+def _named(name: str, known: dict[str, Kind]) -> Kind:
+    if name not in known:
+        raise InputError(f"loss={name!r} is not known{suggest(name, known)}")
+    return known[name]

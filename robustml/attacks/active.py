@@ -8,6 +8,7 @@ reads one number from the device, so it is made every few steps and not at each.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -54,7 +55,9 @@ class Search:
     Attributes:
         found: The first adversarial point of each broken sample, the input itself for the others.
         broken: bool (n,), for the whole batch.
-        rows: Positions in the batch of the active samples; `x`, `y`, `ball`, `streams` hold just those.
+        rows: Positions in the batch of the active samples; `x`, `y`, `ball`, `streams` and `target` hold
+            just those.
+        target: The class that each sample is aimed at by `aim`, its own label if it is not.
     """
 
     def __init__(self, model: Logits, x: Tensor, y: Tensor, threat: Threat, streams: Streams) -> None:
@@ -62,6 +65,8 @@ class Search:
         self.found = x.clone()
         self.broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         self._all = (x, y, threat.around(x), streams)
+        self._aims: Tensor | None = None
+        self.target = y
         self._activate(torch.arange(len(x), device=x.device))
 
     def _activate(self, rows: Tensor, restart: int | None = None) -> None:
@@ -73,6 +78,8 @@ class Search:
         self.ball = ball if everything else ball.select(rows)
         base = streams if restart is None else streams.restart(restart)
         self.streams = base if everything else base.select(rows)
+        aims = y if self._aims is None else self._aims
+        self.target = aims if everything else aims[rows]
         # What this stretch of the search has broken, and where; merged into the batch when rows leave.
         self._hit = torch.zeros(len(rows), dtype=torch.bool, device=x.device)
         self._point = self.x.clone()
@@ -90,6 +97,11 @@ class Search:
         self._merge()
         self._activate((~self.broken).nonzero()[:, 0], number)
         return len(self) > 0
+
+    def aim(self, targets: Tensor) -> None:
+        """Aim each sample of the batch at a class int64 (n,), for losses that read `target`."""
+        self._aims = targets
+        self.target = targets[self.rows]
 
     def look(self, z: Tensor) -> Tensor:
         """Evaluate the model at a point per active sample without derivatives: logits (n, classes)."""
@@ -127,14 +139,16 @@ class Search:
         gradient = gradient if gradient.is_contiguous() else gradient.contiguous()
         return values.detach(), gradient.nan_to_num_(0.0, 0.0, 0.0)
 
-    def slopes(self, z: Tensor, targets: Tensor, *, smooth: bool = False) -> tuple[Tensor, Tensor]:
+    def slopes(
+        self, z: Tensor, targets: Tensor | Callable[[Tensor], Tensor], *, smooth: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """The logits at a point, and the gradients of each target's logit minus the label's.
 
         One forward pass, and one backward pass per target.
 
         Args:
             z: Where, (n, *shape).
-            targets: Class indices int64 (n, k).
+            targets: Class indices int64 (n, k), or a function that chooses them by the logits.
             smooth: Take the gradients of the surrogates.
 
         Returns:
@@ -143,6 +157,7 @@ class Search:
         point = self.ball.snap(z).detach().requires_grad_()
         logits = self._graph(point, smooth=smooth)
         self._record(point.detach(), logits.detach())
+        targets = targets if isinstance(targets, Tensor) else targets(logits.detach())
         count = targets.shape[1]
         if not logits.requires_grad:
             return logits, z.new_zeros(len(z), count, *z.shape[1:])
@@ -191,6 +206,7 @@ class Search:
 
     def _keep(self, rows: Tensor) -> None:
         self.rows, self.x, self.y = self.rows[rows], self.x[rows], self.y[rows]
+        self.target = self.target[rows]
         self.ball, self.streams = self.ball.select(rows), self.streams.select(rows)
         self._hit, self._point = self._hit[rows], self._point[rows]
 

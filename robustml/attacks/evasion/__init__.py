@@ -1,5 +1,5 @@
 """Evasion attacks, one file each; naming a file here registers its attack."""
 
-from . import apgd, fgsm, noise, pgd, square
+from . import apgd, apgd_targeted, fgsm, noise, pgd, relay, square
 
-__all__ = ["apgd", "fgsm", "noise", "pgd", "square"]
+__all__ = ["apgd", "apgd_targeted", "fgsm", "noise", "pgd", "relay", "square"]

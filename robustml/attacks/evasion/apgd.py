@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -8,12 +10,15 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from ...losses import Loss, loss_named
+from ...losses import loss_named
 from ...registry import Access, Logits, attack
 from ...sampling import Streams
+from ...surrogates import Gradient
 from ...threats import Ball, Threat, overwrite_, per_row
 from ..active import Columns, Search
 from ..steps import sparse_ascent
+
+Climb = Callable[..., tuple[Tensor, Tensor]]
 
 _MOMENTUM = 0.75
 _RISING = 0.75  # a run of steps is healthy when at least this share of them raised the loss
@@ -69,6 +74,7 @@ def apgd(
     loss: str = "ce",
     steps: Annotated[int, Ge(1)] = 100,
     restarts: Annotated[int, Ge(1)] = 1,
+    gradient: Gradient = "true",
 ) -> Tensor:
     """Auto-PGD: momentum steps whose size adapts to each sample's progress, from its best point so far.
 
@@ -76,20 +82,32 @@ def apgd(
         loss: What to maximise: "ce", "dlr" or "margin".
         steps: Gradient steps per restart.
         restarts: Random starts; a later one works only on samples that still stand.
+        gradient: Follow the "true" gradient, or the "smooth" one of the surrogates.
     """
-    objective = loss_named(loss)
     search = Search(model, x, y, threat, streams)
-    run = _run_l1 if threat.norm == "l1" else _run
+    climb = functools.partial(search.climb, loss=loss_named(loss), smooth=gradient == "smooth")
     last = x
     for number in range(restarts):
         if not search.restart(number):
             break
-        last = run(search, objective, steps)
+        last = ascend(search, climb, steps)
     return search.finish(last)
 
 
-def _start(search: Search, objective: Loss, z: Tensor, step: float, *, record: bool = True) -> _State:
-    value, gradient = search.climb(z, objective, record=record)
+def ascend(search: Search, climb: Climb, steps: int) -> Tensor:
+    """One run of Auto-PGD from a random start: the best point of each active sample (n, *shape).
+
+    Args:
+        search: The samples.
+        climb: Evaluates the loss and its gradient at a point; `search.climb` with its loss.
+        steps: Gradient steps.
+    """
+    run = _run_l1 if search.ball.threat.norm == "l1" else _run
+    return run(search, climb, steps)
+
+
+def _start(search: Search, climb: Climb, z: Tensor, step: float, *, record: bool = True) -> _State:
+    value, gradient = climb(z, record=record)
     n, device = len(z), z.device
     moved = _moved(z, search.x)
     return _State(
@@ -115,8 +133,8 @@ def _moved(z: Tensor, x: Tensor) -> Tensor:
     return (z != x).flatten(1).sum(1).to(z.dtype)
 
 
-def _run(search: Search, objective: Loss, steps: int) -> Tensor:
-    state = _start(search, objective, search.ball.random(search.streams), 2.0 * search.ball.eps)
+def _run(search: Search, climb: Climb, steps: int) -> Tensor:
+    state = _start(search, climb, search.ball.random(search.streams), 2.0 * search.ball.eps)
     checkpoints = _checkpoints(steps)
     since = 0
     for step in range(steps):
@@ -130,7 +148,7 @@ def _run(search: Search, objective: Loss, steps: int) -> Tensor:
             # The last gradient would not be used; a plain look is all that is left to do.
             search.look(state.z)
             break
-        _evaluate(state, search, objective)
+        _evaluate(state, climb)
         since += 1
         if step + 1 in checkpoints:
             _halve(state, since)
@@ -143,8 +161,8 @@ def _blend(state: _State, ahead: Tensor, momentum: float, search: Search) -> Ten
     return search.ball.project_(moved.add_(state.z - state.previous, alpha=1 - momentum))
 
 
-def _evaluate(state: _State, search: Search, objective: Loss, *, record: bool = True) -> None:
-    value, gradient = search.climb(state.z, objective, record=record)
+def _evaluate(state: _State, climb: Climb, *, record: bool = True) -> None:
+    value, gradient = climb(state.z, record=record)
     state.rises = state.rises + (value > state.value)
     better = value > state.best_value
     overwrite_(state.best, better, state.z)
@@ -185,40 +203,40 @@ class _Point(Columns):
     z: Tensor
 
 
-def _run_l1(search: Search, objective: Loss, steps: int) -> Tensor:
+def _run_l1(search: Search, climb: Climb, steps: int) -> Tensor:
     """Section 4 of the second paper: wider balls first, each stage from the best point of the last."""
     noise = search.streams.normal(search.x[0].numel(), dtype=search.x.dtype)
     point = _Point(z=search.x + noise.view_as(search.x))
     if steps < _L1_FEWEST:
-        return _stage(search, objective, point.z, steps, point)
+        return _stage(search, climb, point.z, steps, point)
     left = steps - math.ceil(_L1_TRIAL * steps)
-    last = _stage(search, objective, point.z, steps - left, point)
+    last = _stage(search, climb, point.z, steps - left, point)
     search.prune(0, point)
     if len(search) == 0:
         return last
     for width, share in _L1_STAGES:
         count = math.ceil(share * steps)
         left -= count
-        point.z = _widened(search, objective, point.z, count, width)
-    return _stage(search, objective, point.z, left, point)
+        point.z = _widened(search, climb, point.z, count, width)
+    return _stage(search, climb, point.z, left, point)
 
 
-def _widened(search: Search, objective: Loss, z: Tensor, steps: int, width: float) -> Tensor:
+def _widened(search: Search, climb: Climb, z: Tensor, steps: int, width: float) -> Tensor:
     """A stage outside of the ball: nothing that it finds counts, but it finds where to look."""
     threat = search.ball.threat
     widest = threat.widest(threat.inputs) if threat.inputs is not None else math.inf
     ball = threat.at(min(width * threat.eps, widest)).around(search.x)
-    state = _start(search, objective, ball.project(z), ball.eps, record=False)
+    state = _start(search, climb, ball.project(z), ball.eps, record=False)
     for step in range(1, steps):
         state.z = ball.project(state.z + _sparse_step(state))
-        _evaluate(state, search, objective, record=False)
+        _evaluate(state, climb, record=False)
         _adapt_sparsity(state, search, ball, step, steps)
     return state.best
 
 
-def _stage(search: Search, objective: Loss, z: Tensor, steps: int, along: _Point) -> Tensor:
+def _stage(search: Search, climb: Climb, z: Tensor, steps: int, along: _Point) -> Tensor:
     """A stage inside of the ball; `along` is cut down with the samples that are left."""
-    state = _start(search, objective, search.ball.project(z), search.ball.eps)
+    state = _start(search, climb, search.ball.project(z), search.ball.eps)
     state.start = along.z
     for step in range(1, steps + 1):
         if not search.prune(step - 1, state):
@@ -227,7 +245,7 @@ def _stage(search: Search, objective: Loss, z: Tensor, steps: int, along: _Point
         if step == steps:
             search.look(state.z)
             break
-        _evaluate(state, search, objective)
+        _evaluate(state, climb)
         _adapt_sparsity(state, search, search.ball, step, steps)
     along.z = state.start
     return state.best
