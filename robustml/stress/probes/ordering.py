@@ -1,68 +1,115 @@
-"""Attacks beside the suite, whose order of strength is known."""
+"""Attacks beside the suite, whose order of strength is known, with the true gradient and with surrogates."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from typing import Any
 
 import numpy as np
 
 from ...registry import Access, find_attack
+from ...surrogates import KINDS
 from ..attacking import Bench, Limits, Outcome, Rows, run_attack
 from ..folder import Evidence, Record
 from ..plan import Stage
+from ..probing import follows_surrogates
+from .common import Positions, joined, record_of, smoothing
 
 __all__ = ["probe_ordering", "probe_unbounded"]
 
-Positions = np.ndarray[Any, np.dtype[np.int64]]
+_STEPS = 20
+# How many of the samples that only surrogates break are asked which operation it was.
+_EXPLAINED = 32
 
 
 def probe_ordering(
     bench: Bench, stage: Stage, chunk: int, rows: Rows, limits: Limits
-) -> tuple[Record, Evidence]:
-    """D10: what a weak attack breaks, a stronger one must break; neither may break what the suite left."""
+) -> tuple[Record, Evidence | None]:
+    """D10, D18, D22: what a weak attack breaks, a stronger one must break, and none what the suite left.
+
+    One gradient step, then PGD from the same start along the true gradient and along the surrogates; where
+    these break more, they are tried one family of operations at a time. Random points come last.
+    """
     threat = stage.threat
     assert threat is not None
-
-    def attack(name: str, positions: Positions, **options: Any) -> Outcome:
-        return run_attack(bench, find_attack(name), options, threat, f"{stage.key}/{name}", positions, limits)
-
-    facts, outcomes = {"probed": float(len(rows.correct))}, []
+    facts: dict[str, float] = {"probed": float(len(rows.correct))}
+    outcomes: list[Outcome] = []
     if bench.model.access is Access.GRADIENT and threat.norm in find_attack("pgd").norms:
-        if threat.norm in find_attack("fgsm").norms:
-            outcomes.append(attack("fgsm", rows.correct))
-        weak = np.concatenate([np.empty(0, np.int64), *(outcome.evidence.position for outcome in outcomes)])
-        strong = attack("pgd", np.union1d(weak, rows.standing), loss="margin")
-        outcomes.insert(0, strong)
-        missed = np.setdiff1d(weak, strong.evidence.position)
-        facts |= {"weak": float(len(weak)), "missed": float(len(missed))}
-        facts["overlooked"] = float(len(_joined(outcomes, rows.standing).position))
-    random = attack("noise", rows.standing, draws=bench.plan.suite.diagnostics.noise_draws)
+        outcomes = _gradient_attacks(bench, stage, rows, limits, facts)
+    noise = {"draws": bench.plan.suite.diagnostics.noise_draws}
+    key = f"{stage.key}/noise"
+    random = run_attack(bench, find_attack("noise"), noise, threat, key, rows.standing, limits)
     facts |= {"noise_attempted": float(len(rows.standing)), "noise_broken": float(random.broken.sum())}
     outcomes.append(random)
-    evidence = _joined(outcomes, rows.standing)
-    record = Record(
-        stage=stage.key,
-        chunk=chunk,
-        attempted=len(rows.standing),
-        broken=evidence.position.tolist(),
-        forward=sum(outcome.meter.forward for outcome in outcomes),
-        backward=sum(outcome.meter.backward for outcome in outcomes),
-        checks=sum(outcome.checks for outcome in outcomes),
-        facts=facts,
+    return record_of(stage, chunk, outcomes, rows.standing, facts)
+
+
+def _gradient_attacks(
+    bench: Bench, stage: Stage, rows: Rows, limits: Limits, facts: dict[str, float]
+) -> list[Outcome]:
+    threat = stage.threat
+    assert threat is not None
+    weak = np.empty(0, np.int64)
+    outcomes = []
+    if threat.norm in find_attack("fgsm").norms:
+        fgsm = find_attack("fgsm")
+        outcomes.append(run_attack(bench, fgsm, {}, threat, f"{stage.key}/fgsm", rows.correct, limits))
+        weak = outcomes[0].evidence.position
+    plain = _descend(bench, stage, rows.correct, limits)
+    seen: Counter[str] = Counter()
+    smooth = _descend(bench, stage, rows.correct, limits, seen=seen)
+    strong, other = plain.evidence.position, smooth.evidence.position
+    only, back = np.setdiff1d(other, strong), np.setdiff1d(strong, other)
+    facts |= {"plain": float(len(strong)), "smooth_only": float(len(only)), "plain_only": float(len(back))}
+    outcomes = [plain, *outcomes]
+    facts["overlooked"] = float(len(joined(outcomes, rows.standing).position))
+    outcomes.append(smooth)
+    if len(only) > len(back):
+        outcomes += _explained(bench, stage, only[:_EXPLAINED], limits, facts, seen)
+    # A suite that goes around masked gradients is not at fault where the plain gradient leads nowhere.
+    best = (
+        np.union1d(strong, other)
+        if follows_surrogates(bench.plan.suite, bench.model.access, threat.norm)
+        else strong
     )
-    return record, evidence
+    facts |= {"weak": float(len(weak)), "missed": float(len(np.setdiff1d(weak, best)))}
+    return outcomes
 
 
-def _joined(outcomes: list[Outcome], among: np.ndarray[Any, Any]) -> Evidence:
-    """One counterexample for each of the positions `among` that an attack broke; earlier attacks first."""
-    columns = {
-        name: np.concatenate([getattr(outcome.evidence, name) for outcome in outcomes])
-        for name in vars(outcomes[0].evidence)
-    }
-    positions, first = np.unique(columns["position"], return_index=True)
-    kept = first[np.isin(positions, among)]
-    return Evidence(**{name: column[kept] for name, column in columns.items()})
+def _descend(
+    bench: Bench,
+    stage: Stage,
+    positions: Positions,
+    limits: Limits,
+    *,
+    kinds: frozenset[str] | None = None,
+    seen: Counter[str] | None = None,
+) -> Outcome:
+    """PGD with the true gradient if neither `kinds` nor `seen` is given; always from the same start."""
+    assert stage.threat is not None
+    around = None if kinds is None and seen is None else smoothing(kinds, seen)
+    options = {"loss": "margin", "steps": _STEPS}
+    key = f"{stage.key}/pgd"
+    return run_attack(bench, find_attack("pgd"), options, stage.threat, key, positions, limits, around)
+
+
+def _explained(
+    bench: Bench,
+    stage: Stage,
+    only: Positions,
+    limits: Limits,
+    facts: dict[str, float],
+    seen: Counter[str],
+) -> list[Outcome]:
+    """Which family of operations, replaced alone, lets the attack through."""
+    facts["explained"] = float(len(only))
+    outcomes = []
+    # A block without gradients leaves no trace of itself, so detaching is always asked about.
+    for kind in [kind for kind in KINDS if seen[kind] or kind == "detach"]:
+        outcomes.append(_descend(bench, stage, only, limits, kinds=frozenset({kind})))
+        facts[f"by {kind}"] = float(outcomes[-1].broken.sum())
+    return outcomes
 
 
 def probe_unbounded(
@@ -73,21 +120,19 @@ def probe_unbounded(
     # Constraints may protect a sample for good; the question here is whether the attack finds its way.
     spec = dataclasses.replace(bench.plan.spec, immutable=(), integer=(), one_hot=())
     threat = stage.threat.within(spec).unbounded()
-    name, options = ("apgd", {"loss": "margin", "steps": 50})
+    name: str = "apgd"
+    options: dict[str, Any] = {"loss": "margin", "steps": 50}
     if bench.model.access is not Access.GRADIENT:
-        name, options = ("square", {"queries": 500})
+        name, options = "square", {"queries": 500}
     attack = find_attack(name)
     if threat.norm not in attack.norms:
         return Record(stage=stage.key, chunk=chunk), None
-    outcome = run_attack(bench, attack, options, threat, stage.key, rows.correct, limits)
-    facts = {"probed": float(len(rows.correct)), "standing": float((~outcome.broken).sum())}
-    record = Record(
-        stage=stage.key,
-        chunk=chunk,
-        attempted=len(rows.correct),
-        forward=outcome.meter.forward,
-        backward=outcome.meter.backward,
-        checks=outcome.checks,
-        facts=facts,
-    )
-    return record, None
+    outcomes = [run_attack(bench, attack, options, threat, stage.key, rows.correct, limits)]
+    left = np.setdiff1d(rows.correct, outcomes[0].evidence.position)
+    if name == "apgd" and len(left) and follows_surrogates(bench.plan.suite, bench.model.access, threat.norm):
+        outcomes.append(run_attack(bench, attack, options, threat, stage.key, left, limits, smoothing()))
+        left = np.setdiff1d(left, outcomes[1].evidence.position)
+    facts = {"probed": float(len(rows.correct)), "standing": float(len(left))}
+    record, _ = record_of(stage, chunk, outcomes, rows.correct, facts)
+    # What breaks beyond the budget is no counterexample.
+    return record.model_copy(update={"broken": []}), None
