@@ -16,6 +16,7 @@ from .classifier import Classifier, Model
 from .data import Dataset, as_dataset
 from .data.gathering import Array, gather
 from .errors import InputError, brief
+from .goals import parse_goals
 from .inputs import InputSpec
 from .progress import display_for
 from .report.model import Report
@@ -39,8 +40,12 @@ def stress_test(
     out: str | Path | None = None,
     samples: int | None = None,
     select: str = "stratified",
+    goals: Sequence[str] = (),
     seed: int = 0,
     batch_size: int = DEFAULT_BATCH,
+    draws: int | None = None,
+    eot: int | None = None,
+    twin: torch.nn.Module | None = None,
     device: str = "auto",
     confidence: float = 0.95,
     max_passes: float | None = None,
@@ -63,8 +68,14 @@ def stress_test(
         out: The run folder; if None the evidence is discarded with a temporary one.
         samples: Test on so many samples instead of all.
         select: How to choose them: "stratified" or "first".
+        goals: What the attacker wants, such as "3->8", "*->0" or "stop->speed limit 30"; only samples that a
+            goal concerns are tested. Without goals any mistake will do.
         seed: Decides every random number, together with each sample's place in the data.
         batch_size: Samples worked on, journalled and resumed together.
+        draws: For a model that answers at random: how many draws vote on each point; 20 by default.
+        eot: For such a model: how many draws attacks average over; 10 by default.
+        twin: An undefended or an earlier model of the same inputs and classes: a `Classifier`, or a module
+            that returns logits. What fools it is tried on the model, too (D14).
         device: "auto", "cpu", "cuda", "cuda:1", …
         confidence: Of all intervals.
         max_passes: Stop attacking a chunk when it has cost so many passes per sample (backward counts twice).
@@ -91,10 +102,17 @@ def stress_test(
         batch_size=batch_size,
         samples=samples,
         select=select,
+        goals=parse_goals(goals, target.class_names).texts,
+        draws=draws,
+        eot=eot,
+        twin=_twin_of(twin, target.model),
         gate=dict(gate or {}),
     )
     listed = ", ".join(threat.name for threat in bound)
-    command = f"robustml.stress_test(model, data, threats=[{listed}], suite={str(suite)!r}, seed={seed})"
+    command = f"robustml.stress_test(model, data, threats=[{listed}], suite={str(suite)!r}, seed={seed}"
+    given = {"goals": list(target.goals) or None, "draws": draws, "eot": eot}
+    command += "".join(f", {key}={value!r}" for key, value in given.items() if value is not None)
+    command += ", twin=twin)" if twin is not None else ")"
     with contextlib.ExitStack() as stack:
         if out is None:
             out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="robustml-"))) / "run"
@@ -111,6 +129,21 @@ def stress_test(
             command=command,
         )
         return save_report(plan, folder, target.data)
+
+
+def _twin_of(twin: Any, model: Model) -> Classifier | None:
+    if twin is None:
+        return None
+    if not isinstance(twin, torch.nn.Module):
+        raise InputError(f"twin is {type(twin).__name__}; give a torch.nn.Module or a Classifier")
+    if not isinstance(twin, Classifier):
+        return Classifier(twin, inputs=model.inputs, classes=model.classes)
+    if twin.inputs.shape != model.inputs.shape or twin.classes != model.classes:
+        raise InputError(
+            f"twin takes inputs of shape {twin.inputs.shape} for {twin.classes} classes, the model "
+            f"{model.inputs.shape} for {model.classes}"
+        )
+    return twin
 
 
 def _threats(given: Any) -> list[Threat]:

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from . import __version__
-from .data import Dataset, choose
+from .data import Dataset
 from .errors import InputError, brief
+from .goals import choose_rows, parse_goals
 from .report.build import build_report
 from .report.gate import check_gate
 from .report.model import Report
@@ -22,6 +23,7 @@ from .stress.attacking import Bench
 from .stress.folder import RunFolder
 from .stress.folder import merge as merge_folders
 from .stress.plan import Plan
+from .stress.randomized import Randomness
 from .stress.runner import Observer, Shard, Silent, execute
 from .stress.suite import complete, load_suite
 from .targets import Target
@@ -61,13 +63,19 @@ def run_target(
     place = pick_device(device)
     check_settings(target, confidence=confidence, max_passes=max_passes, time_budget=time_budget, shard=shard)
     check_mode(target.model)
-    with target.model.ready(place):
-        admit(target.model, target.data, place)
+    with target.ready(place):
+        admitted = admit(target.model, target.data, place)
         plan = make_plan(
-            target, place, confidence=confidence, max_passes=max_passes, redact=redact, command=command
+            target,
+            place,
+            confidence=confidence,
+            max_passes=max_passes,
+            redact=redact,
+            command=command,
+            randomness=admitted.randomness,
         )
         folder = _resumed(out, plan) if resume else RunFolder.create(out, plan)
-        bench = Bench(plan, target.model, target.data, place)
+        bench = Bench(plan, target.model, target.data, place, target.twin)
         execute(bench, folder, observer=observer or Silent(), shard=shard, time_budget=time_budget)
     return plan, folder
 
@@ -101,10 +109,16 @@ def make_plan(
     max_passes: float | None,
     redact: bool,
     command: str,
+    randomness: Randomness | None = None,
 ) -> Plan:
     """Fix everything that decides the figures of a run."""
     model, data = target.model, target.data
-    ids = choose(data.y, target.samples, target.select, target.seed)
+    goals = parse_goals(target.goals, target.class_names)
+    ids = choose_rows(data.y, target.samples, target.select, target.seed, goals)
+    if randomness is not None:
+        given = {"draws": target.draws, "eot": target.eot}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        randomness = randomness.model_copy(update=chosen)
     return Plan(
         target=target.name,
         model_name=target.model_name,
@@ -127,6 +141,9 @@ def make_plan(
         chunk=target.batch_size or DEFAULT_BATCH,
         confidence=confidence,
         max_passes=max_passes,
+        goals=list(goals.texts),
+        randomness=randomness,
+        twin_sha256=target.twin.fingerprint() if target.twin is not None else None,
         gate=target.gate,
         redact=redact,
         environment={
@@ -183,12 +200,21 @@ def check_settings(
     batch = target.batch_size
     if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
         raise InputError(f"batch_size={batch!r} is not a whole number of at least 1")
+    _check_draws("draws", target.draws, least=2)
+    _check_draws("eot", target.eot, least=1)
+    parse_goals(target.goals, target.class_names)
     seed = target.seed
     if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
         raise InputError(f"seed={brief(seed)} is not a whole number of 64 bits")
     if not 1 <= shard.index <= shard.count:
         raise InputError(f"shard {shard.index}/{shard.count} is not of the form 1/2, 2/2")
     check_gate(target.gate, names)
+
+
+def _check_draws(name: str, value: Any, *, least: int) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if value is not None and not (whole and least <= value <= 10_000):
+        raise InputError(f"{name}={brief(value)} is not a whole number from {least} to 10000")
 
 
 def _is_number(value: Any) -> bool:

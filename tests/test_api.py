@@ -135,11 +135,22 @@ def test_labels_only_through_the_toolbox() -> None:
 
 
 def unsteady() -> nn.Module:
+    layer = net()
+
     class Unsteady(nn.Module):
         def forward(self, x: Tensor) -> Any:
-            return net()(x) + torch.randn(1)
+            return layer(x) + torch.randn(1)
 
     return Unsteady()
+
+
+def test_a_model_that_answers_at_random_is_judged_by_a_vote(suite: str) -> None:
+    report = stressed(unsteady(), (X, Y), suite, draws=6, eot=2)
+    assert report.randomness is not None
+    assert (report.randomness.draws, report.randomness.eot) == (6, 2)
+    # What it adds to all logits alike changes no answer.
+    assert report.randomness.flip_rate == 0
+    assert "draws=6, eot=2" in report.command
 
 
 def answering(value: float) -> nn.Module:
@@ -192,7 +203,6 @@ def test_bad_data(tmp_path: Path, suite: str, given: Any, expected: str) -> None
         (nn.Sequential(net(), nn.Softmax(dim=1)), "the model returns probabilities"),
         (nn.Sequential(net(), nn.Dropout(0.5)).train(), "the model is in training mode"),
         (nn.Sequential(nn.BatchNorm1d(6), net()).train(), "BatchNorm1d at '0'"),
-        (unsteady(), "answers differently when asked again"),
         (answering(float("nan")), "NaN"),
         (nn.Sequential(net(), nn.Flatten(0)), "returns (6,) for 2 inputs"),
         (nn.LSTM(6, 3), "returns tuple"),
@@ -302,7 +312,7 @@ def test_the_model_and_the_process_are_left_as_they_were(suite: str) -> None:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("broken"), MemoryError()])
 def test_so_they_are_after_a_failure(suite: str, error: BaseException, tmp_path: Path) -> None:
-    module = module_in_mixed_modes(Counting(net(), fail_after=100, error=error))
+    module = module_in_mixed_modes(Counting(net(), fail_after=200, error=error))
     expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else RunError
     with untouched(module), pytest.raises(expected) as caught:
         stressed(module, (X, Y), suite, out=tmp_path / "run")

@@ -36,7 +36,7 @@ def doctor(target: str, device: str, json: bool) -> None:
                 "data",
                 f"{len(data)} samples of shape {model.inputs.shape}, bounds {_bounds(model.inputs.bounds)}",
             ),
-            *admit(model, data, place),
+            *admit(model, data, place).findings,
             ("threats", ", ".join(threat.name for threat in loaded.threats) or "none named"),
             ("suite", suite),
         ]

@@ -44,8 +44,15 @@ _LARGEST_SEED = 2**63 - 1
 @click.option("--threat", multiple=True, help="A threat model such as linf:8/255 or l2:0.5; may be repeated.")
 @click.option("--samples", type=click.IntRange(1), help="Test on so many samples instead of all.")
 @click.option("--select", type=Choice(["stratified", "first"]), help="How the samples are chosen.")
+@click.option("--goal", multiple=True, help="What the attacker wants: '3->8' or '*->0'; may be repeated.")
 @click.option("--seed", type=click.IntRange(0, _LARGEST_SEED), help="Decides every random number.")
 @click.option("--batch-size", type=click.IntRange(1), help="Samples worked on and journalled together.")
+@click.option(
+    "--draws", type=click.IntRange(2, 10_000), help="Votes on each point, for a model that answers at random."
+)
+@click.option(
+    "--eot", type=click.IntRange(1, 10_000), help="Draws that attacks on such a model average over."
+)
 @device_option
 @threads_option
 @click.option("--out", type=click.Path(path_type=Path), help="The run folder; runs/TARGET-TIME by default.")
@@ -93,14 +100,17 @@ def stress(target: str, **options: Any) -> int:
 
 
 def _overridden(target: Target, options: dict[str, Any]) -> Target:
+    from ..goals import parse_goals
     from ..report.gate import parse_gate
     from ..threats import parse_threat
 
     changes = {
         name: options[name]
-        for name in ("suite", "samples", "select", "seed", "batch_size")
+        for name in ("suite", "samples", "select", "seed", "batch_size", "draws", "eot")
         if options[name] is not None
     }
+    if options["goal"]:
+        changes["goals"] = parse_goals(options["goal"], target.class_names).texts
     if options["threat"]:
         changes["threats"] = tuple(parse_threat(t).within(target.model.inputs) for t in options["threat"])
     if options["gate"]:
@@ -193,6 +203,9 @@ def _check_shard(path: Path, target: Target, options: dict[str, Any]) -> None:
         "batch_size": (target.batch_size, plan.chunk),
         "samples": (target.samples, plan.samples),
         "threat": ([threat.name for threat in target.threats], plan.threats),
+        "goal": (list(target.goals), plan.goals),
+        "draws": (target.draws, plan.randomness and plan.randomness.draws),
+        "eot": (target.eot, plan.randomness and plan.randomness.eot),
         "gate": (target.gate, plan.gate),
         "confidence": (options["confidence"], plan.confidence),
         "max_passes": (options["max_passes"], plan.max_passes),
@@ -251,6 +264,11 @@ def _command(name: str, target: Target, options: dict[str, Any]) -> str:
         words += ["--threat", threat.name]
     if target.samples is not None:
         words += ["--samples", str(target.samples), "--select", target.select]
+    for goal in target.goals:
+        words += ["--goal", goal]
+    for name, value in (("--draws", target.draws), ("--eot", target.eot)):
+        if value is not None:
+            words += [name, str(value)]
     if target.batch_size is not None:
         words += ["--batch-size", str(target.batch_size)]
     if options["max_passes"] is not None:

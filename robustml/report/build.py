@@ -15,9 +15,12 @@ from ..stress.diagnostics import CODES, diagnose
 from ..stress.estimates import clopper_pearson
 from ..stress.folder import RunFolder
 from ..stress.ledger import Ledger, StageTotals
-from ..stress.plan import Plan, Stage
+from ..stress.plan import Plan, Stage, curve_budgets
+from ..stress.probing import PROBED
 from ..stress.suite import AttackEntry
 from ..threats import Threat
+from .corruption_parts import Corruptions
+from .corruptions import corruption_doubts, corruption_score, corruptions_of, weakest
 from .gallery import most_fragile
 from .gate import judge_gate
 from .model import Report
@@ -33,6 +36,7 @@ from .parts import (
     EvidenceFile,
     ModelInfo,
     Passes,
+    Randomized,
     Samples,
     Score,
     Scores,
@@ -41,6 +45,15 @@ from .parts import (
 )
 
 __all__ = ["build_report"]
+
+# The probes whose attacks count, and what they run.
+_PROBES = {
+    "ordering": "fgsm, pgd and noise",
+    "black-box": "hop-skip-jump and square",
+    "effort": "the strongest attack of the suite",
+    "transfer": "inputs made against the twin",
+    "randomness": "a short attack with more draws per step",
+}
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -60,8 +73,9 @@ def build_report(plan: Plan, folder: RunFolder, data: Dataset, *, created: str |
     ledger = Ledger(plan, data.y[plan.ids], folder.records)
     clean = _estimate(plan, int(ledger.correct.sum()))
     threats = [_threat(ledger, threat, folder, data) for threat in plan.bound_threats]
-    scores = _scores(ledger, threats)
-    distrust = _distrust(ledger, clean, threats)
+    corruptions = corruptions_of(ledger)
+    scores = _scores(ledger, threats, corruptions)
+    distrust = [*_distrust(ledger, clean, threats), *corruption_doubts(corruptions)]
     uppers = {threat.name: threat.robust_accuracy.upper for threat in threats}
     return Report(
         robustml=__version__,
@@ -73,8 +87,11 @@ def build_report(plan: Plan, folder: RunFolder, data: Dataset, *, created: str |
         command=plan.command,
         environment=plan.environment,
         target=_target(plan),
+        goals=plan.aims.named(plan.class_names),
+        randomness=_randomness(ledger),
         clean=Clean(accuracy=clean, per_class=_per_class(ledger, None)),
         threats=threats,
+        corruptions=corruptions,
         scores=scores,
         trusted=not distrust,
         distrust=distrust,
@@ -148,6 +165,15 @@ def _threat(ledger: Ledger, threat: Threat, folder: RunFolder, data: Dataset) ->
     )
 
 
+def _randomness(ledger: Ledger) -> Randomized | None:
+    settings = ledger.plan.randomness
+    if settings is None:
+        return None
+    clean = ledger.totals["clean"]
+    rate = round(clean.facts["flips"] / clean.attempted, 9) if clean.attempted else None
+    return Randomized(draws=settings.draws, eot=settings.eot, flip_rate=rate)
+
+
 def _outcomes(ledger: Ledger, standing: Mask) -> str:
     return "".join(
         "s" if stands else "b" if right else "m"
@@ -164,7 +190,7 @@ def _attacks(ledger: Ledger, threat: Threat) -> list[AttackResult]:
         rows.insert(0, carried)
     for totals in own:
         found = totals.late if totals.stage.kind == "curve" else totals.broken
-        if totals.stage.kind in {"curve", "ordering"} and found:
+        if totals.stage.kind in {"curve", *_PROBES} and found:
             rows.append(_late(totals, found))
     return rows
 
@@ -200,7 +226,9 @@ def _attack(totals: StageTotals) -> AttackResult:
 def _access(totals: StageTotals) -> Any:
     entry = totals.stage.entry
     if entry is None:
-        return "gradient" if totals.facts.get("overlooked") else "decision"
+        if totals.stage.kind == "ordering":
+            return "gradient" if totals.broken > totals.facts.get("noise_broken", 0) else "decision"
+        return "gradient" if totals.backward else "score"
     if totals.stage.skipped is not None and isinstance(entry, AttackEntry) and entry.only:
         # Looking up an attack that did not run could import the whole library that it comes from.
         return entry.only[0]
@@ -217,12 +245,11 @@ def _carried(ledger: Ledger, threat: Threat) -> AttackResult | None:
         for totals in ledger.totals.values()
         if totals.stage.threat is not None
         and totals.stage.threat.norm == threat.norm
-        and totals.stage.threat.eps <= threat.eps
         and totals.stage.of != threat.name
     )
     return AttackResult(
         id="carried-over",
-        attack="evidence from smaller budgets",
+        attack="evidence from other budgets",
         options={},
         access="decision",
         status="ran",
@@ -239,7 +266,7 @@ def _late(totals: StageTotals, found: int) -> AttackResult:
     stage: Stage = totals.stage
     return AttackResult(
         id=stage.key.partition("/")[2],
-        attack=stage.entry.use if stage.entry else "fgsm, pgd and noise",
+        attack=stage.entry.use if stage.entry else _PROBES[stage.kind],
         options=stage.entry.options if stage.entry else {},
         access=_access(totals),
         status="ran",
@@ -254,15 +281,15 @@ def _late(totals: StageTotals, found: int) -> AttackResult:
 
 
 def _curve(ledger: Ledger, threat: Threat) -> list[CurvePoint]:
-    budgets = {threat.eps} | {
-        totals.stage.threat.eps
-        for totals in ledger.totals.values()
-        if totals.stage.kind == "curve"
-        and totals.stage.threat is not None
-        and totals.stage.of == threat.name
-        and not totals.missing
-        and totals.status == "complete"
-    }
+    budgets = {threat.eps}
+    for totals in ledger.totals.values():
+        at = totals.stage.threat
+        if at is None or totals.stage.kind != "curve" or totals.missing or totals.status != "complete":
+            continue
+        if totals.stage.of == threat.name and not totals.stage.nearest:
+            budgets.add(at.eps)
+        elif at.norm == threat.norm and totals.stage.nearest:
+            budgets |= {eps for eps in curve_budgets(ledger.plan, threat).values() if eps <= at.eps}
     points = [(0.0, int(ledger.correct.sum()))]
     points += [(eps, int(ledger.standing(threat.norm, eps).sum())) for eps in sorted(budgets)]
     return [CurvePoint(eps=eps, robust_accuracy=_estimate(ledger.plan, count)) for eps, count in points]
@@ -285,19 +312,21 @@ def _per_class(ledger: Ledger, standing: Mask | None) -> list[ClassResult]:
     return rows
 
 
-def _scores(ledger: Ledger, threats: list[ThreatResult]) -> Scores:
+def _scores(ledger: Ledger, threats: list[ThreatResult], corruptions: Corruptions | None) -> Scores:
+    corruption = corruption_score(corruptions)
     if any(threat.robust_accuracy.upper is None for threat in threats):
-        return Scores()
+        return Scores(corruption=corruption, overall=corruption)
     withstood = np.logical_and.reduce([ledger.standing(t.norm, t.eps) for t in ledger.plan.bound_threats])
     share = _estimate(ledger.plan, int(withstood.sum()))
     evasion = Score(value=100 * share.value, low=100 * share.low, high=100 * share.high)
-    return Scores(evasion=evasion, overall=evasion)
+    return Scores(evasion=evasion, corruption=corruption, overall=weakest([evasion, corruption]))
 
 
 def _distrust(ledger: Ledger, clean: Estimate, threats: list[ThreatResult]) -> list[str]:
     reasons = []
     largest = float(np.bincount(ledger.labels).max()) / len(ledger.labels)
-    if clean.value <= largest and clean.low < largest:
+    # With goals the samples need not be of several classes.
+    if not ledger.plan.goals and clean.value <= largest and clean.low < largest:
         reasons.append(
             f"clean accuracy is {100 * clean.value:.1f} %, no better than always naming the largest class "
             f"({100 * largest:.1f} %): check the labels and the normalization"
@@ -315,8 +344,7 @@ def _doubts(ledger: Ledger, threat: ThreatResult) -> Iterator[str]:
     for attack in threat.attacks:
         if attack.status == "partial":
             yield f"{attack.id} is incomplete: {attack.reason}"
-    probes = {"ordering", "gradients", "unbounded"}
-    if any(t.missing for t in ledger.totals.values() if t.stage.of == threat.name and t.stage.kind in probes):
+    if any(t.missing for t in ledger.totals.values() if t.stage.of == threat.name and t.stage.kind in PROBED):
         yield "the budget ran out before the diagnostics, so nothing speaks for the attacks"
     for diagnostic in threat.diagnostics:
         if diagnostic.critical and diagnostic.status == "fail":
@@ -331,6 +359,12 @@ def _verdict(plan: Plan, threats: list[ThreatResult], scores: Scores) -> str:
     interval = f"[{scores.evasion.low:.1f}, {scores.evasion.high:.1f}]"
     who = {"gradient": "", "score": " that see only scores", "decision": " that see only labels"}[plan.access]
     survive = "survives" if count == 1 else "survive"
+    if plan.goals:
+        cannot = f"{survive} every attempt to turn them into a target class"
+        return (
+            f"Of {plan.samples} test inputs with a goal, {count} {cannot} within {names}{who}: "
+            f"{scores.evasion.value:.1f} % {interval} at {100 * plan.confidence:g} % confidence."
+        )
     return (
         f"Of {plan.samples} test inputs, {count} {survive} every attack within {names}{who}: "
         f"{scores.evasion.value:.1f} % {interval} at {100 * plan.confidence:g} % confidence."

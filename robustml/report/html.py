@@ -83,6 +83,7 @@ def _environment() -> Any:
         "value": _value,
     }
     environment.globals |= {
+        "asked": text.asked,
         "attack_note": text.attack_note,
         "condition_status": text.condition_status,
         "gate_status": text.gate_status,
@@ -238,6 +239,7 @@ def _galleries(report: Report) -> Iterator[_Gallery]:
 
 def _facts(report: Report) -> Iterator[tuple[str, str]]:
     model, data = report.target.model, report.target.data
+    yield from text.asked(report).items()
     yield "Seed", str(report.seed)
     yield "Time", f"{report.seconds:,.1f} s"
     yield "Model", f"{model.name}, outputs {model.outputs}, access {model.access}"

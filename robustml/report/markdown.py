@@ -8,8 +8,10 @@ from collections.abc import Iterable
 from .model import Report
 from .parts import ThreatResult
 from .text import (
+    asked,
     attack_note,
     condition_status,
+    corruption_line,
     count,
     diagnostics_worst_first,
     estimate,
@@ -41,8 +43,10 @@ def summary(report: Report) -> str:
     lines += [
         _escaped(report.verdict),
         "",
+        *(line for name, text in asked(report).items() for line in (f"{name}: {_escaped(text)}", "")),
         *_gate(report),
         *_scores(report),
+        *_corruptions(report),
         *_attacks(report),
         *_checks(report),
     ]
@@ -138,10 +142,17 @@ def _attacks(report: Report) -> list[str]:
             )
     if not rows:
         return []
+    most = _ATTACKS if report.corruptions is None else _ATTACKS - 2
     header = (
         "| Threat model | Attack | Broken | Rate | Forward / sample | Backward / sample | Seconds | Note |"
     )
-    return ["## Attacks", "", *_table(header, "|---|---|--:|--:|--:|--:|--:|---|", rows, _ATTACKS)]
+    return ["## Attacks", "", *_table(header, "|---|---|--:|--:|--:|--:|--:|---|", rows, most)]
+
+
+def _corruptions(report: Report) -> list[str]:
+    if report.corruptions is None:
+        return []
+    return [f"Corruptions: {_escaped(corruption_line(report.corruptions))}", ""]
 
 
 def _checks(report: Report) -> list[str]:

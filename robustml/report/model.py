@@ -16,6 +16,7 @@ from pydantic import Field
 from ..errors import InputError
 from ..files import write_atomic
 from ..schema import Frozen
+from .corruption_parts import CorruptionResult, Corruptions, MeanEstimate, SeverityResult, WorstResult
 from .parts import (
     AttackResult,
     Bounds,
@@ -34,6 +35,7 @@ from .parts import (
     ModelInfo,
     Passes,
     Picture,
+    Randomized,
     Samples,
     Score,
     Scores,
@@ -50,6 +52,8 @@ __all__ = [
     "ClassResult",
     "Clean",
     "Condition",
+    "CorruptionResult",
+    "Corruptions",
     "Count",
     "CurvePoint",
     "Data",
@@ -58,6 +62,7 @@ __all__ = [
     "EvidenceFile",
     "Fragile",
     "Gate",
+    "MeanEstimate",
     "ModelInfo",
     "Passes",
     "Picture",
@@ -65,8 +70,10 @@ __all__ = [
     "Samples",
     "Score",
     "Scores",
+    "SeverityResult",
     "TargetInfo",
     "ThreatResult",
+    "WorstResult",
 ]
 
 SCHEMA = "robustml.report/1"
@@ -93,8 +100,15 @@ class Report(Frozen):
     """What reproduces the run."""
     environment: dict[str, str]
     target: TargetInfo
+    goals: list[str] = []
+    """What the attacker wants, as in "stop->speed limit 30"; only samples that a goal concerns are in the
+    report. Any mistake, if empty."""
+    randomness: Randomized | None = None
+    """None for a model that answers alike when asked again."""
     clean: Clean
     threats: list[ThreatResult]
+    corruptions: Corruptions | None = None
+    """None when the suite does not ask for it."""
     scores: Scores
     trusted: bool
     """False when a critical diagnostic failed or when part of the suite did not run."""

@@ -31,6 +31,7 @@ __all__ = [
     "Passes",
     "Picture",
     "PlainData",
+    "Randomized",
     "Samples",
     "Score",
     "Scores",
@@ -139,6 +140,17 @@ class TargetInfo(Frozen):
     inputs: PlainData
     classes: Count
     class_names: list[str]
+
+
+class Randomized(Frozen):
+    """How a model that answers at random was judged and attacked."""
+
+    draws: int = Field(ge=2)
+    """Draws that vote on each point: it is correct if the label wins in more than half of them."""
+    eot: int = Field(ge=1)
+    """Draws that attacks average each answer and each gradient over."""
+    flip_rate: float | None = Field(ge=0, le=1)
+    """The share of draws on clean inputs that differ from the most frequent answer."""
 
 
 class ClassResult(Frozen):

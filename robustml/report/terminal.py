@@ -15,8 +15,10 @@ from rich.text import Text
 from .model import Report
 from .parts import Score, ThreatResult
 from .text import (
+    asked,
     attack_note,
     condition_status,
+    corruption_line,
     count,
     diagnostics_worst_first,
     estimate,
@@ -53,6 +55,8 @@ def card(report: Report) -> RenderableType:
     if report.threats:
         blocks.append(_threats(report.threats))
         blocks.extend(_attacks(threat) for threat in report.threats)
+    if report.corruptions is not None:
+        blocks.append(_line(_heading("Corruptions: "), plain(corruption_line(report.corruptions))))
     blocks.extend(_diagnostics(report))
     blocks.extend(_gate(report))
     return Constrain(Group(*_spaced(blocks)), WIDTH)
@@ -100,6 +104,7 @@ def _subject(report: Report) -> RenderableType:
     lines = {
         "Target": f"{plain(target.name)}: {plain(target.model.name)} on {plain(target.data.name)}",
         "Threats": threats,
+        **{name: plain(line) for name, line in asked(report).items()},
         "Run": f"suite {plain(report.suite)}, {samples} samples, seed {report.seed}, {report.seconds:,.1f} s",
     }
     return Group(*(Text(f"{name:9} {line}", "dim") for name, line in lines.items()))

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
+from .corruption_parts import CorruptionResult, Corruptions, MeanEstimate
 from .parts import AttackResult, Condition, Diagnostic, Estimate, Score, ThreatResult
 
+if TYPE_CHECKING:
+    from .model import Report
+
 __all__ = [
+    "asked",
     "attack_note",
     "condition_status",
+    "corruption_line",
     "count",
     "diagnostics_worst_first",
     "estimate",
@@ -56,7 +63,7 @@ def percent(fraction: float | None, digits: int = 1) -> str:
     return "not measured" if fraction is None else f"{100 * fraction:.{digits}f} %"
 
 
-def estimate(figure: Estimate | None) -> str:
+def estimate(figure: Estimate | MeanEstimate | None) -> str:
     """An estimate with its interval, or "not measured"."""
     return "not measured" if figure is None else str(figure)
 
@@ -107,6 +114,43 @@ def diagnostics_worst_first(threats: Iterable[ThreatResult]) -> list[tuple[Threa
     order = ("fail", "warn", "skipped", "pass")
     found = [(threat, diagnostic) for threat in threats for diagnostic in threat.diagnostics]
     return sorted(found, key=lambda pair: (order.index(pair[1].status), not pair[1].critical))
+
+
+def asked(report: Report) -> dict[str, str]:
+    """What is out of the ordinary about the question that the report answers, by a word for it."""
+    lines = {}
+    if report.goals:
+        lines["Goals"] = ", ".join(report.goals)
+    if report.randomness is not None:
+        settings = report.randomness
+        lines["Random"] = (
+            f"{settings.draws} draws vote on each point, attacks average over {settings.eot}; "
+            f"{percent(settings.flip_rate)} of clean draws differ from most"
+        )
+    return lines
+
+
+def corruption_line(section: Corruptions) -> str:
+    """The section on corruptions in one line: the mean, the weakest corruption, the worst transformations."""
+    measured = [kind for kind in section.kinds if kind.accuracy is not None]
+    parts = []
+    if measured:
+        weakest = min(measured, key=_mean)
+        what = f"{len(measured)} kinds on {count(section.samples)} samples"
+        parts.append(f"accuracy {estimate(section.accuracy)} under {what}")
+        parts.append(f"weakest under {weakest.name}, {percent(_mean(weakest))}")
+    elif section.kinds:
+        parts.append(f"not measured ({section.kinds[0].reason or 'no reason was recorded'})")
+    parts += [
+        f"under the worst {worst.name} transformation {estimate(worst.accuracy)}"
+        for worst in section.worst
+        if worst.accuracy is not None
+    ]
+    return "; ".join(parts)
+
+
+def _mean(kind: CorruptionResult) -> float:
+    return kind.accuracy.value if kind.accuracy is not None else 1.0
 
 
 def attack_note(attack: AttackResult) -> str:

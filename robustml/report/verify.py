@@ -12,10 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import Dataset, choose
+from ..data import Dataset
 from ..errors import InputError
+from ..goals import choose_rows
 from ..losses import is_wrong, margin
+from ..stress.admission import admit
 from ..stress.attacking import Bench, Limits
+from ..stress.corrupting import CORRUPTING
+from ..stress.curve import known_points
 from ..stress.folder import Evidence, Record, RunFolder
 from ..stress.ledger import Ledger
 from ..stress.plan import Plan, Stage, stages
@@ -23,6 +27,7 @@ from ..stress.units import run_unit
 from ..targets import Target
 from .build import build_report
 from .model import Report
+from .replaying import replay_corrupted, replayed_predictions
 
 __all__ = ["Verification", "verify_run"]
 
@@ -39,12 +44,14 @@ class Verification:
         samples: Clean predictions that were made again.
         counterexamples: Adversarial inputs that were evaluated again.
         units: Units of the journal that were attacked again and compared.
+        corrupted: Predictions on corrupted and transformed samples that were made again.
     """
 
     problems: tuple[str, ...]
     samples: int
     counterexamples: int
     units: int
+    corrupted: int = 0
 
     @property
     def passed(self) -> bool:
@@ -54,8 +61,8 @@ class Verification:
 def verify_run(path: Path, target: Target, device: torch.device, *, rerun: int = 0) -> Verification:
     """Replay a run against the model and the data that it claims to be about.
 
-    The clean predictions and every stored adversarial input are evaluated again, with distance, range and
-    digests; then the report is built anew from the journal and compared figure by figure.
+    The clean and corrupted predictions and every stored adversarial input are evaluated again, with distance,
+    range and digests; then the report is built anew from the journal and compared figure by figure.
 
     Args:
         path: The run folder.
@@ -73,9 +80,10 @@ def verify_run(path: Path, target: Target, device: torch.device, *, rerun: int =
     if any(problem.startswith("data") for problem in problems):
         # Nothing can be replayed on other inputs.
         return Verification(tuple(problems), 0, 0, 0)
-    replayed = counterexamples = units = 0
-    with target.model.ready(device):
-        bench = Bench(plan, target.model, target.data, device)
+    replayed = counterexamples = corrupted = units = 0
+    with target.ready(device):
+        problems += _repeatability(plan, target, device)
+        bench = Bench(plan, target.model, target.data, device, target.twin)
         by_key = {stage.key: stage for stage in stages(plan)}
         for record in folder.records:
             if record.stage not in by_key or record.chunk >= plan.chunks:
@@ -85,6 +93,12 @@ def verify_run(path: Path, target: Target, device: torch.device, *, rerun: int =
             elif record.stage == "clean":
                 problems += _replay_clean(bench, record)
                 replayed += len(record.labels)
+            elif by_key[record.stage].kind in CORRUPTING:
+                clean = next(
+                    (r for r in folder.records if (r.stage, r.chunk) == ("clean", record.chunk)), None
+                )
+                problems += replay_corrupted(bench, by_key[record.stage], record, clean, _slack(plan))
+                corrupted += replayed_predictions(record)
             elif record.broken:
                 problems += _replay_evidence(bench, folder, record, by_key[record.stage])
                 counterexamples += len(record.broken)
@@ -95,7 +109,7 @@ def verify_run(path: Path, target: Target, device: torch.device, *, rerun: int =
             except InputError as error:
                 problems.append(f"journal: {error}")
     problems += _figures(plan, folder, target.data, report)
-    return Verification(tuple(problems), replayed, counterexamples, units)
+    return Verification(tuple(problems), replayed, counterexamples, units, corrupted)
 
 
 def _identity(plan: Plan, target: Target) -> Iterator[str]:
@@ -104,7 +118,11 @@ def _identity(plan: Plan, target: Target) -> Iterator[str]:
     digest = target.model.fingerprint()
     if digest != plan.model_sha256:
         yield f"model: SHA-256 {str(digest)[:16]} of the target, {str(plan.model_sha256)[:16]} of the run"
-    if plan.ids != choose(target.data.y, plan.requested, plan.select, plan.seed).tolist():
+    twin = target.twin.fingerprint() if target.twin is not None else None
+    if twin != plan.twin_sha256:
+        yield f"model: SHA-256 {str(twin)[:16]} of the target's twin, {str(plan.twin_sha256)[:16]} of the run"
+    chosen = choose_rows(target.data.y, plan.requested, plan.select, plan.seed, plan.aims)
+    if plan.ids != chosen.tolist():
         yield f"plan: its samples are not those that select={plan.select!r} and seed={plan.seed} choose"
     model = target.model
     for name, stated, found in (
@@ -119,26 +137,39 @@ def _identity(plan: Plan, target: Target) -> Iterator[str]:
             yield f"model: {name} of the target is {_brief(found)}, of the run {_brief(stated)}"
 
 
+def _repeatability(plan: Plan, target: Target, device: torch.device) -> Iterator[str]:
+    """One draw of a model that answers at random proves nothing, whatever the plan says of it."""
+    found, stated = admit(target.model, target.data, device).randomness, plan.randomness
+    if (found is None) != (stated is None):
+        yield f"model: it answers {'alike' if found is None else 'at random'}, the run says otherwise"
+    elif found is not None and found.foreign:
+        yield "model: its random numbers come from outside of torch, so no vote can be taken again"
+
+
 def _replay_clean(bench: Bench, record: Record) -> Iterator[str]:
     positions = bench.plan.positions(record.chunk)
     x, y, ids = bench.batch(positions)
     if not len(record.labels) == len(record.margins) == len(positions):
         yield f"journal: the clean record of chunk {record.chunk} does not hold one label per sample"
         return
-    with torch.no_grad():
-        logits = bench.model(x)
+    logits, slack = bench.answers(x, y, ids, aimed=False), _slack(bench.plan)
     labels, leads = logits.argmax(1).tolist(), (-margin(logits, y)).tolist()
     for place, sample in enumerate(ids.tolist()):
-        near = _close(leads[place], record.margins[place])
-        if not near or (labels[place] != record.labels[place] and abs(leads[place]) > _SLACK):
+        near = _close(leads[place], record.margins[place], slack)
+        if not near or (labels[place] != record.labels[place] and abs(leads[place]) > slack):
             yield (
                 f"sample {sample}: the model answers {labels[place]} by {leads[place]:.4f}, "
                 f"the run says {record.labels[place]} by {record.margins[place]:.4f}"
             )
 
 
-def _close(value: float, stored: float) -> bool:
-    return abs(value - stored) <= _SLACK * max(1.0, abs(stored))
+def _close(value: float, stored: float, slack: float) -> bool:
+    return abs(value - stored) <= slack * max(1.0, abs(stored))
+
+
+def _slack(plan: Plan) -> float:
+    # Rounding may turn the odd vote; one vote moves the lead by two draws.
+    return _SLACK if plan.randomness is None else 4 / plan.randomness.draws
 
 
 def _replay_evidence(bench: Bench, folder: RunFolder, record: Record, stage: Stage) -> Iterator[str]:
@@ -157,6 +188,8 @@ def _replay_evidence(bench: Bench, folder: RunFolder, record: Record, stage: Sta
     content = (folder.path / str(record.evidence)).read_bytes()
     if not damaged and hashlib.sha256(content).hexdigest() != record.sha256:
         yield f"{where}: {record.evidence} is not the file that was recorded"
+    if record.distances != evidence.distance.tolist():
+        yield f"{where}: its distances are not those of its evidence"
     yield from _replay_points(bench, stage, record, evidence, skip=damaged)
 
 
@@ -187,10 +220,9 @@ def _replay_points(
         yield f"{record.stage}, chunk {record.chunk}: the evidence has shape {tuple(point.shape)}"
         return
     ball = stage.threat.around(x)
-    with torch.no_grad():
-        logits = bench.model(point)
-    lead = margin(logits, y)
-    failures = _judge(logits, y, lead, ball.contains(point), ball.distance(point), evidence)
+    logits = bench.answers(point, y, ids)
+    lead, slack = margin(logits, y), _slack(bench.plan)
+    failures = _judge(logits, y, lead, ball.contains(point), ball.distance(point), evidence, slack)
     for row, sample in enumerate(ids.tolist()):
         if row not in skip and failures[row]:
             yield f"sample {sample}: {record.stage}: {failures[row]}"
@@ -202,10 +234,16 @@ def _equal(value: float, stored: float) -> bool:
 
 
 def _judge(
-    logits: Tensor, y: Tensor, lead: Tensor, inside: Tensor, distance: Tensor, evidence: Evidence
+    logits: Tensor,
+    y: Tensor,
+    lead: Tensor,
+    inside: Tensor,
+    distance: Tensor,
+    evidence: Evidence,
+    slack: float,
 ) -> list[str | None]:
     wrong, top = is_wrong(logits, y), logits.amax(1, keepdim=True)
-    answers = (logits >= top - _SLACK).tolist()
+    answers = (logits >= top - slack).tolist()
     found: list[str | None] = []
     for row in range(len(y)):
         value = float(lead[row])
@@ -215,9 +253,9 @@ def _judge(
             found.append(
                 f"its distance is {float(distance[row]):.6g}, not {float(evidence.distance[row]):.6g}"
             )
-        elif not bool(wrong[row]) and value < -_SLACK:
+        elif not bool(wrong[row]) and value < -slack:
             found.append(f"the model is not fooled: it answers {int(y[row])}, correctly, by {-value:.4f}")
-        elif not _close(value, float(evidence.margin[row])):
+        elif not _close(value, float(evidence.margin[row]), slack):
             found.append(f"it fools the model by {value:.4f}, the run says {float(evidence.margin[row]):.4f}")
         elif not _among(answers[row], int(evidence.label[row])):
             found.append(f"the model does not answer {int(evidence.label[row])}, as the run says")
@@ -245,7 +283,8 @@ def _rerun(bench: Bench, folder: RunFolder, count: int) -> tuple[int, list[str]]
             stored = [r for r in folder.records if (r.stage, r.chunk) == (stage.key, chunk)]
             if (stage.key, chunk) in chosen and len(stored) == 1:
                 limits = Limits()
-                again, _ = run_unit(bench, stage, chunk, ledger.rows(stage, chunk), limits)
+                known = known_points(ledger, folder, bench.data, stage, chunk)
+                again, _ = run_unit(bench, stage, chunk, ledger.rows(stage, chunk), limits, known)
                 units += 1
                 if differing := _disagreement(plan, again, stored[0]):
                     problems.append(f"{stage.key}, chunk {chunk}: done again, it differs on {differing}")
@@ -257,13 +296,14 @@ def _rerun(bench: Bench, folder: RunFolder, count: int) -> tuple[int, list[str]]
 def _disagreement(plan: Plan, again: Record, stored: Record) -> str | None:
     """What two records of a unit differ on, other than time."""
     differing = sorted(set(again.broken) ^ set(stored.broken))
-    if again.labels != stored.labels:
+    if stored.stage == "clean" and again.labels != stored.labels:
         pairs = zip(plan.positions(stored.chunk).tolist(), again.labels, stored.labels, strict=True)
         differing = [position for position, new, old in pairs if new != old]
     if differing:
         more = ", …" if len(differing) > 5 else ""
         return f"samples {', '.join(_sample(plan, position) for position in differing[:5])}{more}"
-    figures = ("status", "attempted", "rescued", "unconfirmed", "forward", "backward", "checks", "facts")
+    counts = ("attempted", "rescued", "unconfirmed", "forward", "backward", "checks")
+    figures = ("status", *counts, "facts", "labels", "choices")
     return ", ".join(name for name in figures if getattr(again, name) != getattr(stored, name)) or None
 
 

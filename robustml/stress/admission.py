@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,13 +13,32 @@ from torch import Tensor
 from ..classifier import Classifier, Model, mode_dependent_layers
 from ..data import Dataset
 from ..errors import InputError, RobustmlError
+from ..inputs import InputSpec
+from .randomized import Randomness, seeded
 
-__all__ = ["Finding", "admit", "infer_classes", "probe"]
+__all__ = ["Admitted", "Finding", "admit", "infer_classes", "probe"]
 
 _PROBED = 16
+_ASKED = 5
+_COPIES = 16
+# By how much the means of calls vary beyond what independent rows allow before rows are taken to share draws.
+_SHARING = 3.0
 
 Finding = tuple[str, str]
 """What was looked at, and what was found."""
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """What a model is, as far as a few samples tell.
+
+    Attributes:
+        findings: What was checked and found, for `robustml doctor`.
+        randomness: How a model that answers at random has to be treated; None if it does not.
+    """
+
+    findings: list[Finding]
+    randomness: Randomness | None
 
 
 def check_mode(model: Model) -> None:
@@ -34,15 +55,17 @@ def check_mode(model: Model) -> None:
         )
 
 
-def admit(model: Model, data: Dataset, device: torch.device) -> list[Finding]:
-    """Check a model, made ready for attack, on a few samples.
-
-    Returns:
-        What was checked and found, for `robustml doctor`.
+def admit(model: Model, data: Dataset, device: torch.device) -> Admitted:
+    """Check a model, made ready for attack, on a few samples; global random numbers stay as they were.
 
     Raises:
-        InputError: if its outputs have the wrong form, are not numbers or change from call to call.
+        InputError: if its outputs have the wrong form or are not numbers.
     """
+    with seeded(device, "admission"):
+        return _admit(model, data, device)
+
+
+def _admit(model: Model, data: Dataset, device: torch.device) -> Admitted:
     x = torch.from_numpy(data.x[:_PROBED]).to(device)
     raw = probe(model, x)
     n, classes = len(x), model.classes
@@ -56,19 +79,53 @@ def admit(model: Model, data: Dataset, device: torch.device) -> list[Finding]:
     if not bool(raw.isfinite().all()):
         raise InputError("the model returns NaN or infinity for clean inputs; it must return numbers")
     _check_form(model, raw)
-    again = probe(model, x)
-    difference = float((again - raw).abs().max())
-    if difference > 1e-4 * max(1.0, float(raw.abs().max())):
-        raise InputError(
-            f"the model answers differently when asked again (by up to {difference:.2g}); one draw of a "
-            "randomized model says nothing about its robustness, so it is not accepted"
-        )
-    return [
+    randomness = _randomness(model, x, raw)
+    findings = [
         ("output", f"{model.outputs} for {classes} classes"),
         ("range of the logits", f"{float(raw.min()):.3g} to {float(raw.max()):.3g}"),
-        ("determinism", "two calls agree"),
+        ("determinism", _repeatability(randomness)),
         *_gradient(model, x, torch.from_numpy(data.y[:_PROBED]).to(device)),
     ]
+    return Admitted(findings, randomness)
+
+
+def _randomness(model: Model, x: Tensor, raw: Tensor) -> Randomness | None:
+    def differ(one: Tensor, other: Tensor) -> bool:
+        return float((one - other).abs().max()) > 1e-4 * max(1.0, float(raw.abs().max()))
+
+    random = any(differ(raw, probe(model, x)) for _ in range(_ASKED - 1))
+    aside = _between(model.inputs, x)
+    if not random and (aside is None or not differ(probe(model, aside), probe(model, aside))):
+        return None
+    answers = []
+    for _ in range(2):
+        with seeded(x.device, "again"):
+            answers.append(probe(model, x))
+    return Randomness(shared=_share(lambda z: probe(model, z), x), foreign=differ(*answers))
+
+
+def _between(spec: InputSpec, x: Tensor) -> Tensor | None:
+    """Inputs that are not in the data, as attacks ask about; noise may start there only."""
+    if spec.integer or spec.one_hot:
+        return None
+    return (x + x.roll(1, 0)) / 2
+
+
+def _share(ask: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Whether the copies of an input in one call share random numbers, by an analysis of variance."""
+    few = x[:4]
+    copies = few.repeat(_COPIES, *[1] * (few.ndim - 1))
+    drawn = torch.stack([ask(copies).double().view(_COPIES, len(few), -1) for _ in range(_ASKED)])
+    within = float(drawn.var(1).mean(0).sum())
+    between = float(drawn.mean(1).var(0).sum())
+    return _COPIES * between > _SHARING * within or within == 0.0
+
+
+def _repeatability(randomness: Randomness | None) -> str:
+    if randomness is None:
+        return f"{_ASKED} calls agree"
+    source = "with random numbers from outside of torch" if randomness.foreign else "at random"
+    return f"none: the model answers {source}, so points are judged by the vote of several draws"
 
 
 def probe(model: Model, x: Tensor) -> Tensor:
@@ -134,7 +191,7 @@ def infer_classes(module: torch.nn.Module, x: np.ndarray[Any, Any]) -> int:
     home = next((p.device for p in module.parameters()), torch.device("cpu"))
     try:
         module.eval()
-        with torch.no_grad():
+        with seeded(home, "admission"), torch.no_grad():
             answer = module(torch.from_numpy(x[:2]).to(home))
     except Exception as error:  # user code can raise anything
         message = " ".join(str(error).split())[:200]

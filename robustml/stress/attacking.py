@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,24 +16,84 @@ from ..classifier import Model
 from ..data import Dataset
 from ..errors import RunError
 from ..losses import is_wrong, margin
-from ..registry import Attack
+from ..registry import Attack, Logits
 from ..sampling import Streams
 from ..threats import Threat
+from .aiming import Aimed, outcome
 from .folder import Evidence
 from .meter import BudgetSpent, Meter
 from .plan import Plan
+from .randomized import Averaged, Seeded, Votes, take_vote
 
-__all__ = ["Bench", "Limits", "Outcome", "Rows", "run_attack"]
+__all__ = ["Around", "Bench", "Limits", "Outcome", "Rows", "confirm", "run_attack"]
 
 
 @dataclass(frozen=True)
 class Bench:
-    """The plan with the real model and data on the table."""
+    """The plan with the real model and data on the table.
+
+    A model that answers at random becomes one whose every call is reproducible (`Seeded`); what it says of
+    a point is then for `answers` to decide, and attacks meet it as `opponent` shows it.
+    """
 
     plan: Plan
     model: Model
     data: Dataset
     device: torch.device
+    twin: Model | None = None
+    """An undefended or earlier model whose adversarial inputs are tried on this one."""
+
+    def __post_init__(self) -> None:
+        if self.plan.randomness is not None and not isinstance(self.model, Seeded):
+            object.__setattr__(self, "model", Seeded(self.model, self.plan.seed))
+
+    def begin(self, unit: str) -> None:
+        """Start on a unit of work."""
+        if isinstance(self.model, Seeded):
+            self.model.begin(unit)
+
+    @property
+    def price(self) -> int:
+        """Forward passes that deciding on one point takes."""
+        return self.plan.randomness.draws if self.plan.randomness is not None else 1
+
+    def answers(self, x: Tensor, y: Tensor, ids: Tensor, *, aimed: bool = True) -> Tensor:
+        """What the harness takes the model to say: logits (n, classes) for `is_wrong`, `margin` and argmax.
+
+        For a randomized model these are shares of votes. With goals only a target class is wrong, unless
+        `aimed` is off.
+        """
+        targets = self.targets(y) if aimed and self.plan.goals else None
+        if self.plan.randomness is not None:
+            return self.vote(x, y, ids, targets).logits
+        with torch.no_grad():
+            logits = self.model(x)
+        return logits if targets is None else outcome(logits, y, targets)
+
+    def vote(self, x: Tensor, y: Tensor, ids: Tensor, targets: Tensor | None = None) -> Votes:
+        """The vote on each point, with its flip rate; the model has to be a randomized one."""
+        assert isinstance(self.model, Seeded) and self.plan.randomness is not None
+        return take_vote(self.model, x, y, ids, self.plan.randomness, targets)
+
+    def targets(self, y: Tensor) -> Tensor:
+        """The classes that count as wrong for each label, by the goals: bool (n, classes)."""
+        return torch.from_numpy(self.plan.aims.table).to(y.device)[y]
+
+    def groups(self, positions: np.ndarray[Any, Any]) -> list[tuple[Tensor, Tensor | None]]:
+        """The places of samples that share their targets, and the targets: bool (classes,), if any."""
+        everything = torch.arange(len(positions), device=self.device)
+        if not (self.plan.goals and len(positions)):
+            return [(everything, None)]
+        targets = self.targets(self.batch(positions)[1])
+        distinct, group = torch.unique(targets, dim=0, return_inverse=True)
+        return [(everything[group == number], row) for number, row in enumerate(distinct)]
+
+    def opponent(self, y: Tensor, targets: Tensor | None) -> tuple[Logits, Tensor]:
+        """The model as an attack meets it on samples that share their targets, and the labels it gets."""
+        labels = y if targets is None else torch.zeros_like(y)
+        if isinstance(self.model, Seeded) and self.plan.randomness is not None:
+            return Averaged(self.model, labels, self.plan.randomness, targets=targets), labels
+        return (self.model if targets is None else Aimed(self.model, targets)), labels
 
     def batch(self, positions: np.ndarray[Any, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs, labels and sample ids of some positions of the plan, on the device."""
@@ -44,14 +105,23 @@ class Bench:
 
 @dataclass(frozen=True)
 class Rows:
-    """The positions of a chunk that a stage may work on: correct on clean data, and still standing."""
+    """The positions of a chunk that a stage may work on: correct on clean data, and still standing.
+
+    Attributes:
+        lead: What the model answered at first about each correct one, for probes: the margin of the label.
+        aside: The same for a random point of its ball.
+    """
 
     correct: np.ndarray[Any, Any]
     standing: np.ndarray[Any, Any]
+    lead: np.ndarray[Any, Any] | None = None
+    aside: np.ndarray[Any, Any] | None = None
 
     def first(self, samples: int) -> Rows:
         """Only those among the first samples of the plan."""
-        return Rows(self.correct[self.correct < samples], self.standing[self.standing < samples])
+        few = self.correct < samples
+        lead, aside = (None if values is None else values[few] for values in (self.lead, self.aside))
+        return Rows(self.correct[few], self.standing[self.standing < samples], lead, aside)
 
 
 @dataclass(frozen=True)
@@ -61,6 +131,9 @@ class Limits:
     max_passes: float | None = None
     deadline: float | None = None
     on_pass: Callable[[int], None] | None = None
+
+
+Around = Callable[[Meter, Tensor], Logits]
 
 
 @dataclass
@@ -86,33 +159,120 @@ def run_attack(
     purpose: str,
     positions: np.ndarray[Any, Any],
     limits: Limits,
+    around: Around | None = None,
+    start: Tensor | None = None,
 ) -> Outcome:
     """Run an attack on some positions of the plan and confirm what it returns.
+
+    With goals, samples that are to be turned into the same classes are attacked together.
+
+    Args:
+        start: Adversarial inputs that are known, for an attack that can begin with them: one row per
+            position, the input itself where there is none.
+        around: What to put between the attack and its meter, for probes that look at what passes.
 
     Raises:
         RunError: if it returns something that is not one candidate per sample.
     """
+    outcomes: list[Outcome] = []
+    groups = bench.groups(positions)
+    for places, targets in groups:
+        spent = sum(outcome.meter.forward + 2 * outcome.meter.backward for outcome in outcomes)
+        left = None if limits.max_passes is None else limits.max_passes - spent
+        rest = dataclasses.replace(limits, max_passes=left)
+        outcomes.append(
+            _run_group(
+                bench,
+                attack,
+                options,
+                threat,
+                purpose,
+                positions[places.cpu().numpy()],
+                targets,
+                rest,
+                around,
+                None if start is None else start[places],
+            )
+        )
+    if len(outcomes) == 1:
+        return outcomes[0]
+    return _joined(outcomes, [places for places, _ in groups])
+
+
+def _run_group(
+    bench: Bench,
+    attack: Attack,
+    options: dict[str, Any],
+    threat: Threat,
+    purpose: str,
+    positions: np.ndarray[Any, Any],
+    targets: Tensor | None,
+    limits: Limits,
+    around: Around | None,
+    start: Tensor | None,
+) -> Outcome:
     x, y, ids = bench.batch(positions)
     ball = threat.around(x)
+    model, labels = bench.opponent(y, targets)
+    averaged = model if isinstance(model, Averaged) else None
     meter = Meter(
-        bench.model, ball, y, max_passes=limits.max_passes, deadline=limits.deadline, on_pass=limits.on_pass
+        model,
+        ball,
+        labels,
+        max_passes=limits.max_passes,
+        deadline=limits.deadline,
+        on_pass=limits.on_pass,
+        weight=averaged.count if averaged else 1,
+        follow=averaged.focus if averaged else None,
     )
+    if averaged is not None:
+        averaged.on_pass = meter.count
     streams = Streams.derive(bench.plan.seed, purpose, ids)
     status = "complete"
     if not len(positions):
         # Not every model answers for an empty batch.
-        return _confirm(bench, meter, ball, y, positions, x, status)
+        return confirm(bench, meter, ball, y, positions, x, status)
+    seen = meter if around is None else around(meter, labels)
+    if start is not None and attack.takes_start:
+        options = {**options, "start": start}
     try:
         # Copies: the check below must not depend on what an attack does to its arguments.
-        candidates = attack.function(meter, x.clone(), y.clone(), threat=threat, streams=streams, **options)
+        candidates = attack.function(
+            seen, x.clone(), labels.clone(), threat=threat, streams=streams, **options
+        )
     except BudgetSpent as spent:
         status, candidates = spent.kind, meter.point
     if candidates.shape != x.shape:
         raise RunError(f"{attack.name} returned shape {tuple(candidates.shape)} for inputs {tuple(x.shape)}")
-    return _confirm(bench, meter, ball, y, positions, candidates.detach().to(x.dtype), status)
+    return confirm(bench, meter, ball, y, positions, candidates.detach().to(x.dtype), status)
 
 
-def _confirm(
+def _joined(outcomes: list[Outcome], groups: list[Tensor]) -> Outcome:
+    """The outcomes of the groups of one batch as that of the batch; the first meter holds the sums."""
+    first = outcomes[0]
+    broken = torch.cat([outcome.broken for outcome in outcomes])[torch.cat(groups).argsort()]
+    for other in outcomes[1:]:
+        first.meter.forward += other.meter.forward
+        first.meter.backward += other.meter.backward
+    columns = {
+        name: np.concatenate([getattr(outcome.evidence, name) for outcome in outcomes])
+        for name in vars(first.evidence)
+    }
+    order = np.argsort(columns["position"], kind="stable")
+    return Outcome(
+        broken=broken,
+        rescued=sum(outcome.rescued for outcome in outcomes),
+        unconfirmed=sum(outcome.unconfirmed for outcome in outcomes),
+        claims=sum(outcome.claims for outcome in outcomes),
+        evidence=Evidence(**{name: column[order] for name, column in columns.items()}),
+        grid_survivors=sum(outcome.grid_survivors for outcome in outcomes),
+        status=next((o.status for o in outcomes if o.status != "complete"), "complete"),
+        meter=first.meter,
+        checks=sum(outcome.checks for outcome in outcomes),
+    )
+
+
+def confirm(
     bench: Bench,
     meter: Meter,
     ball: Ball,
@@ -122,20 +282,21 @@ def _confirm(
     status: Any,
 ) -> Outcome:
     """Believe only what the plain model, in its own precision and another batch, says of valid points."""
-    returned, logits = _holds(bench, ball, y, candidates)
-    checks = len(y)
+    ids = bench.batch(positions)[2]
+    returned, logits = _holds(bench, ball, y, ids, candidates)
+    checks = len(y) * bench.price
     point = candidates.clone()
     # The attack may have visited an adversarial point that it did not return, or that did not hold up.
     second = (meter.hit & ~returned).nonzero()[:, 0]
     broken = returned.clone()
     if len(second):
-        kept, kept_logits = _holds(bench, ball.select(second), y[second], meter.point[second])
-        checks += len(second)
+        kept, kept_logits = _holds(bench, ball.select(second), y[second], ids[second], meter.point[second])
+        checks += len(second) * bench.price
         better = second[kept]
         point[better], logits[better], broken[better] = meter.point[better], kept_logits[kept], True
     rows = broken.nonzero()[:, 0]
     evidence = _evidence(ball.select(rows), y[rows], positions[rows.cpu().numpy()], point[rows], logits[rows])
-    on_grid, grid_checks = _on_grid(bench, y[rows], point[rows])
+    on_grid, grid_checks = _on_grid(bench, y[rows], ids[rows], point[rows])
     return Outcome(
         broken=broken,
         rescued=int((broken & ~returned).sum()),
@@ -149,12 +310,11 @@ def _confirm(
     )
 
 
-def _holds(bench: Bench, ball: Ball, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether each point is valid and misclassified, with the logits."""
+def _holds(bench: Bench, ball: Ball, y: Tensor, ids: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether each point is valid and misclassified, with the logits that say so."""
     if not len(z):
         return torch.zeros(0, dtype=torch.bool, device=z.device), z.new_zeros(0, bench.plan.classes)
-    with torch.no_grad():
-        logits = bench.model(z)
+    logits = bench.answers(z, y, ids)
     return is_wrong(logits, y) & ball.contains(z), logits
 
 
@@ -173,11 +333,10 @@ def _evidence(
     )
 
 
-def _on_grid(bench: Bench, y: Tensor, point: Tensor) -> tuple[int, int]:
+def _on_grid(bench: Bench, y: Tensor, ids: Tensor, point: Tensor) -> tuple[int, int]:
     """How many adversarial images stay adversarial when stored with 8 bits, and the passes this took."""
     spec = bench.plan.spec
     if not (spec.is_image and spec.bounds == (0.0, 1.0) and len(y)):
         return len(y), 0
-    with torch.no_grad():
-        logits = bench.model((point * 255).round() / 255)
-    return int(is_wrong(logits, y).sum()), len(y)
+    logits = bench.answers((point * 255).round() / 255, y, ids)
+    return int(is_wrong(logits, y).sum()), len(y) * bench.price

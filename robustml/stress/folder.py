@@ -39,6 +39,8 @@ class Record(Frozen):
     attempted: Count = 0
     broken: list[Count] = []
     """Positions in the plan of the samples with a confirmed adversarial example, ascending."""
+    distances: list[float] = []
+    """For each of `broken`, the size of its perturbation."""
     digests: list[str] = []
     """For each of `broken`, the start of the SHA-256 over its rows of the evidence file."""
     rescued: Count = 0
@@ -50,9 +52,14 @@ class Record(Frozen):
     seconds: float = 0.0
     facts: dict[str, float] = {}
     labels: list[int] = []
-    """Clean pass only: predicted label of each sample of the chunk."""
+    """Predicted label of each sample of the chunk: when clean, or of those looked at when corrupted."""
     margins: list[float] = []
-    """Clean pass only: the label's lead over the best other class (negative when misclassified)."""
+    """The label's lead over the best other class (negative when misclassified) in the clean pass, and at a
+    random point of each probed sample's ball before the first attack."""
+    flips: list[float] = []
+    """Clean pass of a randomized model: the share of each sample's draws that differ from most of them."""
+    choices: list[Annotated[int, Ge(-1)]] = []
+    """Search for the worst transformation only: the place of the one that broke each sample, -1 for none."""
     evidence: str | None = None
     sha256: str | None = None
 
@@ -168,6 +175,7 @@ class RunFolder:
                     "evidence": name,
                     "sha256": hashlib.sha256(content).hexdigest(),
                     "digests": evidence.digests(),
+                    "distances": evidence.distance.tolist(),
                 }
             )
         line = record.model_dump_json(exclude_defaults=True).encode() + b"\n"

@@ -33,6 +33,15 @@ class Meter:
     that nothing an attack found is lost to its bookkeeping (or to a budget). An attack that drops samples
     from its batch says so through `focus`; calls whose batch cannot be matched are only counted.
 
+    Args:
+        model: The model.
+        ball: What is allowed around each sample.
+        y: Labels int64 (n,).
+        max_passes, deadline: The budget.
+        on_pass: Told of every forward pass.
+        weight: How many samples go through the model for each one that a call holds.
+        follow: Told of the rows that are announced.
+
     Attributes:
         forward, backward: Samples that went through the model, and gradients that came back.
         hit: Whether an adversarial point was visited, bool (n,).
@@ -48,8 +57,12 @@ class Meter:
         max_passes: float | None = None,
         deadline: float | None = None,
         on_pass: Callable[[int], None] | None = None,
+        weight: int = 1,
+        follow: Callable[[Tensor], None] | None = None,
     ) -> None:
         self._model = model
+        self._weight = weight
+        self._follow = follow
         self._ball = ball
         self._y = y
         self._max_passes = max_passes
@@ -65,6 +78,8 @@ class Meter:
         """Announce which rows of the batch the next calls hold."""
         everything = len(rows) == len(self._y) and bool((rows.diff() == 1).all())
         self._focused = None if everything else (rows, self._ball.select(rows), self._y[rows])
+        if self._follow is not None:
+            self._follow(rows)
         # The batch has another size from here on, so the blocks of the old one are of no use.
         give_back()
 
@@ -73,13 +88,17 @@ class Meter:
         logits = self._model(x)
         # The attack may have put surrogates around this call; they are for the model and not for the books.
         with exact():
-            self.forward += len(x)
-            if self._on_pass is not None:
-                self._on_pass(len(x))
+            self.count(len(x) * self._weight)
             if logits.requires_grad:
                 logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
             self._watch(x.detach(), logits.detach())
         return logits
+
+    def count(self, samples: int) -> None:
+        """Enter forward passes into the books."""
+        self.forward += samples
+        if self._on_pass is not None:
+            self._on_pass(samples)
 
     def _check_budget(self) -> None:
         if self._max_passes is not None and self.forward + 2 * self.backward >= self._max_passes:
@@ -88,7 +107,7 @@ class Meter:
             raise BudgetSpent("time")
 
     def _count_backward(self, gradient: Tensor) -> None:
-        self.backward += len(gradient)
+        self.backward += len(gradient) * self._weight
 
     def _watch(self, x: Tensor, logits: Tensor) -> None:
         rows, ball, y = self._focused or (None, self._ball, self._y)

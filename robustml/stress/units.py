@@ -12,6 +12,8 @@ from ..errors import InputError, RobustmlError, RunError
 from ..losses import margin
 from ..registry import find_attack
 from .attacking import Bench, Limits, Rows, run_attack
+from .corrupting import CORRUPTING, corrupt, search
+from .curve import Known, nearer
 from .folder import Evidence, Record
 from .meter import BudgetSpent
 from .plan import Stage
@@ -21,19 +23,31 @@ __all__ = ["run_unit"]
 
 
 def run_unit(
-    bench: Bench, stage: Stage, chunk: int, rows: Rows, limits: Limits
+    bench: Bench, stage: Stage, chunk: int, rows: Rows, limits: Limits, known: Known | None = None
 ) -> tuple[Record, Evidence | None]:
     """Carry out one stage on one chunk.
+
+    Args:
+        bench: Plan, model and data.
+        stage: What to do.
+        chunk: On which samples.
+        rows: Those of them that it may work on.
+        limits: What it may spend.
+        known: Where the stage looks for the nearest adversarial points: those that are known so far.
 
     Raises:
         RunError: if the model or the attack raises.
     """
     begun = time.monotonic()
+    bench.begin(f"{stage.key}/{chunk}")
     try:
         if stage.kind == "clean":
             record, evidence = _clean(bench, stage, chunk), None
         elif stage.kind in {"attack", "curve"}:
-            record, evidence = _attack(bench, stage, chunk, rows.standing, limits)
+            record, evidence = _attack(bench, stage, chunk, rows.standing, limits, known)
+        elif stage.kind in CORRUPTING:
+            work = corrupt if stage.kind == "corruption" else search
+            record, evidence = work(bench, stage, chunk, rows, limits), None
         else:
             subset = rows.first(bench.plan.suite.diagnostics.samples)
             # A probe cut short would judge the suite by half a measurement; its cost is small and bounded.
@@ -55,29 +69,44 @@ def _clean(bench: Bench, stage: Stage, chunk: int) -> Record:
         sample = int(ids[int((~logits.isfinite()).any(1).nonzero()[0])])
         raise InputError(f"the model answers NaN or infinity for sample {sample}; it must return numbers")
     saturated = torch.softmax(logits.float(), 1).amax(1) == 1.0
+    facts, flips = {"saturated": float(saturated.sum())}, []
+    if bench.plan.randomness is not None:
+        votes = bench.vote(x, y, ids)
+        logits, flips = votes.logits, [round(float(value), 6) for value in votes.flips]
+        facts["flips"] = float(votes.flips.sum())
     return Record(
         stage=stage.key,
         chunk=chunk,
         attempted=len(x),
-        forward=len(x),
-        facts={"saturated": float(saturated.sum())},
+        forward=len(x) * (1 if bench.plan.randomness is None else 1 + bench.price),
+        facts=facts,
         labels=logits.argmax(1).tolist(),
         margins=[round(float(value), 6) for value in -margin(logits, y)],
+        flips=flips,
     )
 
 
 def _attack(
-    bench: Bench, stage: Stage, chunk: int, positions: np.ndarray[Any, Any], limits: Limits
+    bench: Bench,
+    stage: Stage,
+    chunk: int,
+    positions: np.ndarray[Any, Any],
+    limits: Limits,
+    known: Known | None,
 ) -> tuple[Record, Evidence]:
     assert stage.entry is not None and stage.threat is not None
-    attack = find_attack(stage.entry.use)
-    outcome = run_attack(bench, attack, stage.entry.options, stage.threat, stage.key, positions, limits)
+    attack, options = find_attack(stage.entry.use), stage.entry.options
+    if stage.nearest:
+        options = {**options, "nearest": True}
+    start = None if known is None else torch.from_numpy(known.x).to(bench.device)
+    outcome = run_attack(bench, attack, options, stage.threat, stage.key, positions, limits, start=start)
+    evidence = outcome.evidence if known is None else nearer(outcome.evidence, known)
     record = Record(
         stage=stage.key,
         chunk=chunk,
         status=outcome.status,
         attempted=len(positions),
-        broken=outcome.evidence.position.tolist(),
+        broken=evidence.position.tolist(),
         rescued=outcome.rescued,
         unconfirmed=outcome.unconfirmed,
         forward=outcome.meter.forward,
@@ -85,7 +114,7 @@ def _attack(
         checks=outcome.checks,
         facts={"claims": float(outcome.claims), "on_grid": float(outcome.grid_survivors)},
     )
-    return record, outcome.evidence
+    return record, evidence
 
 
 def _one_line(error: BaseException) -> str:

@@ -6,7 +6,9 @@ is loaded.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,9 @@ from ..errors import InputError, suggest
 from .builtin import BUILTIN_TARGETS, build
 
 if TYPE_CHECKING:
-    from ..classifier import Model
+    import torch
+
+    from ..classifier import Classifier, Model
     from ..data import Dataset
     from ..inputs import InputSpec
     from ..threats import Threat
@@ -42,7 +46,12 @@ class Target:
         batch_size: Samples per chunk of work; None lets the harness decide.
         samples: How many samples to test on; None for all.
         select: How they are chosen: "first" or "stratified" (see `robustml.data.choose`).
+        goals: What the attacker wants, as in "3->8" or "*->0" (see `robustml.goals`); any mistake, if empty.
+        draws: For a model that answers at random: draws per vote; None lets the harness decide.
+        eot: For such a model: draws per answer and gradient in attacks; None lets the harness decide.
         gate: Conditions for release, as in {"evasion": ">= 40"}.
+        twin: An undefended or an earlier model of the same inputs and classes; what fools it is tried on the
+            model, too.
         builtin: Whether it came with the library.
     """
 
@@ -57,8 +66,21 @@ class Target:
     batch_size: int | None = None
     samples: int | None = None
     select: str = "stratified"
+    goals: tuple[str, ...] = ()
+    draws: int | None = None
+    eot: int | None = None
     gate: dict[str, str] = dataclasses.field(default_factory=dict)
+    twin: Classifier | None = None
     builtin: bool = False
+
+    @contextlib.contextmanager
+    def ready(self, device: torch.device) -> Iterator[None]:
+        """Prepare the model and its twin for attack on a device, and put everything back afterwards."""
+        with contextlib.ExitStack() as stack:
+            for model in (self.model, self.twin):
+                if model is not None:
+                    stack.enter_context(model.ready(device))
+            yield
 
 
 def load_target(spec: str | Path) -> Target:
@@ -109,6 +131,7 @@ def _built_in(name: str) -> Target:
 
 
 def _from_file(path: Path) -> Target:
+    from ..goals import parse_goals
     from ..threats import parse_threat
     from .file import read_target_file
 
@@ -121,6 +144,10 @@ def _from_file(path: Path) -> Target:
         raise InputError(f"{path}: stress.threats: {error}") from None
     model = _model(file, inputs, base)
     data, class_names = _data(file, inputs, base)
+    try:
+        parse_goals(file.stress.goals, class_names)
+    except InputError as error:
+        raise InputError(f"{path}: stress.goals: {error}") from None
     suite = file.stress.suite
     return Target(
         name=base.name if path.name == FILE_NAME else path.stem,
@@ -134,7 +161,11 @@ def _from_file(path: Path) -> Target:
         batch_size=file.stress.batch_size,
         samples=file.data.samples,
         select=file.data.select,
+        goals=tuple(file.stress.goals),
+        draws=file.stress.draws,
+        eot=file.stress.eot,
         gate=dict(file.gate),
+        twin=_twin(file, inputs, base),
     )
 
 
@@ -153,6 +184,19 @@ def _model(file: TargetFile, inputs: InputSpec, base: Path) -> Model:
     if settings.weights is not None:
         load_weights(module, base / settings.weights)
     return Classifier(module, inputs=inputs, classes=settings.classes, outputs=settings.outputs)
+
+
+def _twin(file: TargetFile, inputs: InputSpec, base: Path) -> Classifier | None:
+    from ..classifier import Classifier
+    from .loading import load_factory, load_weights
+
+    settings = file.model
+    if settings.twin is None:
+        return None
+    module = load_factory(settings.twin, base)
+    if settings.twin_weights is not None:
+        load_weights(module, base / settings.twin_weights)
+    return Classifier(module, inputs=inputs, classes=settings.classes)
 
 
 def _data(file: TargetFile, inputs: InputSpec, base: Path) -> tuple[Dataset, tuple[str, ...]]:

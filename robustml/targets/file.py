@@ -34,6 +34,9 @@ class ModelTable(Frozen):
     classes: int = Field(ge=2, le=10**6)
     outputs: Literal["logits", "probabilities", "binary-logit", "labels"] = "logits"
     name: Text | None = None
+    twin: Text | None = None
+    """A factory as well: an undefended or earlier model that returns logits."""
+    twin_weights: Text | None = None
 
     @pydantic.model_validator(mode="after")
     def _one_source(self) -> ModelTable:
@@ -41,6 +44,8 @@ class ModelTable(Frozen):
             raise ValueError("it takes exactly one of factory and onnx")
         if self.onnx is not None and self.weights is not None:
             raise ValueError("weights go with factory; an ONNX file holds its own")
+        if self.twin_weights is not None and self.twin is None:
+            raise ValueError("twin_weights go with twin")
         return self
 
     @property
@@ -77,6 +82,9 @@ class StressTable(Frozen):
     threats: list[Text] = Field(default_factory=list)
     seed: int = Field(default=0, ge=0, lt=2**63)
     batch_size: int | None = Field(default=None, ge=1, le=10**9)
+    goals: list[Text] = Field(default_factory=list)
+    draws: int | None = Field(default=None, ge=2, le=10**4)
+    eot: int | None = Field(default=None, ge=1, le=10**4)
 
 
 class TargetFile(Frozen):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...threats import Threat
 from ..ledger import Ledger
-from .judging import Finding, stages_of, status_of
+from .judging import Finding, luck, stages_of, status_of
 
 __all__ = ["confirmed", "output_form", "silent"]
 
@@ -43,4 +43,4 @@ def confirmed(ledger: Ledger, threat: Threat) -> Finding:
     detail = f"{lost} of {claims:.0f} claims were not confirmed"
     if broken and ledger.plan.spec.is_image and ledger.plan.spec.bounds == (0.0, 1.0):
         detail += f"; {100 * on_grid / broken:.1f} % of the confirmed ones survive storage with 8 bits"
-    return Finding("D19", status_of(share, fail=0.005, warn=lost > 0), share, detail)
+    return Finding("D19", status_of(share, fail=luck(ledger, 0.005), warn=lost > 0), share, detail)

@@ -6,9 +6,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...threats import Threat
+from ..estimates import clopper_pearson
 from ..ledger import Ledger, StageTotals
 
-__all__ = ["Finding", "facts_of", "no_probe", "stages_of", "standing", "status_of"]
+__all__ = [
+    "Finding",
+    "Status",
+    "facts_of",
+    "luck",
+    "no_probe",
+    "stages_of",
+    "standing",
+    "status_of",
+    "status_of_count",
+]
 
 Status = Literal["pass", "warn", "fail", "skipped"]
 
@@ -46,8 +57,23 @@ def no_probe(ledger: Ledger, otherwise: str) -> str:
     return f"not measured: {otherwise}"
 
 
+def luck(ledger: Ledger, share: float) -> float:
+    """A limit on a share of samples; ten times that for a randomized model, where some votes are luck."""
+    return share if ledger.plan.randomness is None else 10 * share
+
+
 def status_of(share: float, *, fail: float, warn: bool) -> Status:
     """The status of a share that may not exceed a limit."""
     if share > fail:
         return "fail"
     return "warn" if warn else "pass"
+
+
+def status_of_count(count: int, total: int, *, fail: float) -> Status:
+    """The status of a count of samples that should be 0, and fails where its share is above a limit for sure.
+
+    One sample among a hundred is a warning; that it stands for more than the limit takes several.
+    """
+    if total and clopper_pearson(count, total)[0] > fail:
+        return "fail"
+    return "warn" if count else "pass"

@@ -6,7 +6,7 @@ import numpy as np
 
 from ...threats import Threat
 from ..ledger import Ledger
-from .judging import Finding, facts_of, no_probe, stages_of, status_of
+from .judging import Finding, facts_of, luck, no_probe, stages_of, status_of, status_of_count
 
 __all__ = ["nested", "ordering", "unbounded"]
 
@@ -22,12 +22,15 @@ def ordering(ledger: Ledger, threat: Threat) -> Finding:
     draws = ledger.plan.suite.diagnostics.noise_draws * facts["noise_attempted"]
     detail = (
         f"of {facts['probed']:.0f} samples, {missed:.0f} of the {facts.get('weak', 0):.0f} that one step "
-        f"breaks withstood 40 steps; {draws:.0f} random points broke {random:.0f} of "
+        f"breaks withstood 20 steps; {draws:.0f} random points broke {random:.0f} of "
         f"{facts['noise_attempted']:.0f} survivors"
     )
     if overlooked:
-        detail += f"; one gradient step, or 40, broke {overlooked:.0f} of them"
-    return Finding("D10", status_of(share, fail=0.005, warn=share > 0), share, detail)
+        detail += f"; one gradient step, or 20, broke {overlooked:.0f} of them"
+    most = int(share * facts["probed"] + 0.5)
+    return Finding(
+        "D10", status_of_count(most, int(facts["probed"]), fail=luck(ledger, 0.005)), share, detail
+    )
 
 
 def nested(ledger: Ledger, threat: Threat) -> Finding:
@@ -35,7 +38,8 @@ def nested(ledger: Ledger, threat: Threat) -> Finding:
     curve = [
         totals
         for totals in stages_of(ledger, threat)
-        if totals.stage.kind == "curve" and totals.stage.threat and totals.stage.threat.eps < threat.eps
+        if totals.stage.kind == "curve"
+        and (totals.stage.nearest or (totals.stage.threat and totals.stage.threat.eps < threat.eps))
     ]
     overlooked = ledger.overlooked[threat.name]
     if not overlooked and not any(totals.attempted for totals in curve):
@@ -48,6 +52,8 @@ def nested(ledger: Ledger, threat: Threat) -> Finding:
 
 def unbounded(ledger: Ledger, threat: Threat) -> Finding:
     """D13."""
+    if ledger.plan.goals:
+        return Finding("D13", "skipped", None, "with goals, a budget without limit need not reach a target")
     facts = facts_of(ledger, threat, "unbounded")
     if not facts.get("probed"):
         return Finding("D13", "skipped", None, no_probe(ledger, "no attack of the suite's kind applies"))
