@@ -56,6 +56,24 @@ def _attacks() -> Iterator[str]:
             yield from _table(("option", "type", "default", "meaning"), rows)
 
 
+def _corruptions() -> Iterator[str]:
+    from robustml.registry import all_corruptions, all_transformations
+
+    rows = [
+        (f"`{name}`", entry.group, entry.summary, entry.reference)
+        for name, entry in all_corruptions().items()
+    ]
+    yield from _table(("corruption", "group", "what it is", "reference"), rows)
+    for name, found in all_transformations().items():
+        yield from (f"`{name}`: {found.summary} Reference: {found.reference}.", "")
+        meanings = _options_of(found.function)
+        options = [
+            (f"`{option}`", f"`{kind}`", f"`{default}`", meanings.get(option, ""))
+            for option, kind, default in found.parameters()
+        ]
+        yield from _table(("option", "type", "default", "meaning"), options)
+
+
 def _options_of(function: Callable[..., Any]) -> dict[str, str]:
     """The Args section of a Google-style docstring."""
     text = (inspect.getdoc(function) or "").partition("Args:\n")[2]
@@ -166,6 +184,7 @@ _WRITERS: dict[str, Callable[[], Iterator[str]]] = {
     "api": _api,
     "attacks": _attacks,
     "cli": _cli,
+    "corruptions": _corruptions,
     "diagnostics": _diagnostics,
     "schema": _schema,
 }

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import InputError, suggest
 from .options import Choice, emit, json_option, write_json
 
+if TYPE_CHECKING:
+    from ..stress.suite import CorruptionSettings
+
 __all__ = ["describe", "list_"]
 
-_KINDS = ("attacks", "suites", "targets", "diagnostics")
+_KINDS = ("attacks", "corruptions", "suites", "targets", "diagnostics")
 
 
 @click.command("list")
 @click.argument("kind", type=Choice(_KINDS), required=False)
 @json_option
 def list_(kind: str | None, json: bool) -> None:
-    """List the attacks, suites, built-in targets or diagnostics; all of them if KIND is not given."""
+    """List the attacks, corruptions, suites, targets or diagnostics; all of them if KIND is not given."""
     tables = {name: _table(name) for name in ([kind] if kind else _KINDS)}
     if json:
         write_json(tables)
@@ -39,6 +42,8 @@ def _table(kind: str) -> list[dict[str, Any]]:
         from ..stress.suite import load_suite, suite_names
 
         return [{"name": name, "summary": load_suite(name).description} for name in suite_names()]
+    if kind == "corruptions":
+        return _corruptions()
     if kind == "diagnostics":
         from ..stress.diagnostics import CODES
 
@@ -59,11 +64,24 @@ def _table(kind: str) -> list[dict[str, Any]]:
     return rows
 
 
+def _corruptions() -> list[dict[str, Any]]:
+    from ..registry import all_corruptions, all_transformations
+
+    rows: list[dict[str, Any]] = [
+        {"name": c.name, "summary": c.summary, "group": c.group, "reference": c.reference}
+        for c in all_corruptions().values()
+    ]
+    return rows + [
+        {"name": t.name, "summary": t.summary, "group": "worst of a set", "reference": t.reference}
+        for t in all_transformations().values()
+    ]
+
+
 @click.command()
 @click.argument("name")
 @json_option
 def describe(name: str, json: bool) -> None:
-    """Explain an attack, a suite, a built-in target or a diagnostic by NAME."""
+    """Explain an attack, a corruption, a suite, a built-in target or a diagnostic by NAME."""
     facts = _facts(name)
     if json:
         write_json(facts)
@@ -88,10 +106,19 @@ def _facts(name: str) -> dict[str, Any]:
     if name in suite_names() or name.endswith(".toml"):
         suite = load_suite(name)
         attacks = [f"{entry.id}: {entry.use} {_options(entry.options)}".rstrip() for entry in suite.attack]
-        return {"suite": suite.name, "summary": suite.description, "attacks": attacks}
+        facts = {"suite": suite.name, "summary": suite.description, "attacks": attacks}
+        return facts if suite.corruptions is None else {**facts, "corruptions": _asked(suite.corruptions)}
+    if (corruption := _corruption(name)) is not None:
+        return corruption
     attacks_known = all_attacks()
     if name not in attacks_known and ":" not in name:
-        known = [*attacks_known, *suite_names(), *BUILTIN_TARGETS, *CODES]
+        known = [
+            *attacks_known,
+            *(row["name"] for row in _corruptions()),
+            *suite_names(),
+            *BUILTIN_TARGETS,
+            *CODES,
+        ]
         raise InputError(f"{name!r} is not known{suggest(name, known)}")
     attack = find_attack(name)
     return {
@@ -102,6 +129,28 @@ def _facts(name: str) -> dict[str, Any]:
         "reference": attack.reference,
         "options": [f"{option}: {kind} = {default!r}" for option, kind, default in attack.parameters()],
     }
+
+
+def _corruption(name: str) -> dict[str, Any] | None:
+    from ..registry import SEVERITIES, all_corruptions, all_transformations
+
+    if (entry := all_corruptions().get(name)) is not None:
+        channels = " or ".join(map(str, sorted(entry.channels))) or "any number"
+        facts = {"corruption": name, "summary": entry.summary, "group": entry.group, "channels": channels}
+        return {**facts, "severities": ", ".join(map(str, SEVERITIES)), "reference": entry.reference}
+    if (found := all_transformations().get(name)) is not None:
+        options = [f"{option}: {kind} = {default!r}" for option, kind, default in found.parameters()]
+        facts = {"transformations": name, "summary": found.summary, "reference": found.reference}
+        return {**facts, "options": options}
+    return None
+
+
+def _asked(settings: CorruptionSettings) -> list[str]:
+    """The corruptions of a suite, one line each for what is measured."""
+    kinds = "all" if settings.kinds == "all" else ", ".join(settings.kinds)
+    severities = ", ".join(map(str, settings.severities))
+    lines = [f"kinds: {kinds}", f"severities: {severities}", f"samples: {settings.samples or 'all'}"]
+    return lines + [f"worst: {entry.use} {_options(entry.options)}".rstrip() for entry in settings.worst]
 
 
 def _options(options: dict[str, Any]) -> str:

@@ -54,9 +54,10 @@ def verify(run: Path, target: str | None, rerun: int, device: str, threads: int 
         emit(f"… and {len(found.problems) - _SHOWN} more problems")
     verdict = "verified" if found.passed else "NOT verified"
     again = f", {found.units} units attacked again" if found.units else ""
+    corrupted = f", {found.corrupted} predictions on corrupted inputs" if found.corrupted else ""
     emit(
-        f"{verdict}: {found.samples} clean predictions and {found.counterexamples} adversarial inputs "
-        f"replayed{again}"
+        f"{verdict}: {found.samples} clean predictions{corrupted} and {found.counterexamples} adversarial "
+        f"inputs replayed{again}"
     )
     return 0 if found.passed else 1
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from xml.etree import ElementTree  # only writes; what others wrote is never parsed here
 
+from .corruption_parts import CorruptionResult, Corruptions, WorstResult
 from .model import Report
 from .parts import AttackResult, Condition, Diagnostic, ThreatResult
-from .text import attack_note, condition_status, count, number, plain, worst_first
+from .text import attack_note, condition_status, count, estimate, number, plain, worst_first
 
 __all__ = ["junit"]
 
@@ -14,7 +15,7 @@ Element = ElementTree.Element
 
 
 def junit(report: Report) -> str:
-    """Write one suite for trust, one for the gate, and one per threat model.
+    """Write one suite for trust, one for the gate, one per threat model and one for corruptions.
 
     A failure is a gate condition that is not met or was not measured; an error is what makes the report
     untrusted. Broken samples, warnings and failed checks that are not critical are measurements: they show
@@ -23,6 +24,8 @@ def junit(report: Report) -> str:
     target = plain(report.target.name)
     root = Element("testsuites", name=f"robustml stress test of {target}")
     suites = [_trust(report), *(_threat(threat) for threat in report.threats)]
+    if report.corruptions is not None:
+        suites.append(_corruptions(report.corruptions))
     if report.gate.conditions:
         suites.insert(1, _gate(report))
     for suite in suites:
@@ -97,6 +100,18 @@ def _attack(suite: Element, attack: AttackResult) -> None:
     passes = f"{count(attack.passes.forward)} forward and {count(attack.passes.backward)} backward passes"
     broken = f"{count(attack.broken)} of {count(attack.attempted)} samples broken; {passes}"
     _output(case, f"{broken}; {note}" if note else broken)
+
+
+def _corruptions(section: Corruptions) -> Element:
+    suite = Element("testsuite", name="corruptions")
+    parts: list[CorruptionResult | WorstResult] = [*section.kinds, *section.worst]
+    for part in parts:
+        case = _case(suite, part.name, "corruption")
+        if part.status == "skipped":
+            _result(case, "skipped", part.reason or "no reason was recorded")
+        else:
+            _output(case, f"accuracy {estimate(part.accuracy)}{f'; {part.reason}' if part.reason else ''}")
+    return suite
 
 
 def _diagnostic(suite: Element, diagnostic: Diagnostic) -> None:

@@ -8,9 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..balls import TOLERANCE
 from ..errors import InputError
 from ..threats import Threat
 from .attacking import Rows
+from .corrupting import CORRUPTING, Corrupted
 from .folder import Record
 from .plan import Plan, Stage, stages
 
@@ -24,6 +26,8 @@ class StageTotals:
     stage: Stage
     attempted: int = 0
     broken: int = 0
+    first: list[int] = field(default_factory=list)
+    """Positions of the broken ones, which no stage before had broken."""
     rescued: int = 0
     unconfirmed: int = 0
     forward: int = 0
@@ -47,10 +51,11 @@ class Ledger:
 
     Attributes:
         predicted: Clean predictions int64 (n,), -1 where the clean pass is missing.
-        eps: For each norm, the smallest budget at which each sample is known to break (infinity if none).
+        eps: For each norm, the smallest budget within which each sample is known to break (infinity if none).
         totals: What each stage did, by its key.
         elsewhere: For each threat model, how many samples the stages of others broke within its budget.
         overlooked: Those of them that its own suite had left standing.
+        corrupted: What corruptions and transformations did.
 
     Raises:
         InputError: if a record does not fit the plan or claims what cannot be.
@@ -67,6 +72,8 @@ class Ledger:
         self.totals = {stage.key: StageTotals(stage) for stage in self.stages}
         self.elsewhere = {threat.name: 0 for threat in plan.bound_threats}
         self.overlooked = dict(self.elsewhere)
+        self._aside = {threat.name: np.full(plan.samples, np.nan) for threat in plan.bound_threats}
+        self.corrupted = Corrupted(plan, self.stages)
         by_unit: dict[tuple[str, int], list[Record]] = defaultdict(list)
         for record in records:
             if record.stage not in self.totals or record.chunk >= plan.chunks:
@@ -91,17 +98,22 @@ class Ledger:
     def rows(self, stage: Stage, chunk: int) -> Rows:
         """The positions of a chunk that a stage has to look at, as things stand."""
         positions = self.plan.positions(chunk)
+        if stage.kind in CORRUPTING:
+            return self.corrupted.rows(stage, positions, self.correct)
         if stage.threat is None:
             return Rows(positions, positions)
         correct = positions[self.correct[positions]]
-        return Rows(correct, correct[self.eps[stage.threat.norm][correct] > stage.threat.eps])
+        if stage.nearest:
+            return Rows(correct, correct)
+        standing = correct[self.eps[stage.threat.norm][correct] > stage.threat.eps]
+        return Rows(correct, standing, self.clean_margin[correct], self._aside[stage.of][correct])
 
     def to_see(self, stage: Stage, chunk: int) -> int:
         """How many samples of a chunk a stage has to look at; with none there is nothing to do."""
         if stage.skipped is not None:
             return 0
         rows = self.rows(stage, chunk)
-        if stage.kind in {"clean", "attack", "curve"}:
+        if stage.kind in {"clean", "attack", "curve"} | CORRUPTING:
             return len(rows.standing)
         return len(rows.first(self.plan.suite.diagnostics.samples).correct)
 
@@ -125,6 +137,9 @@ class Ledger:
         total.seconds += record.seconds
         for name, value in record.facts.items():
             total.facts[name] += value
+        if total.stage.kind in CORRUPTING:
+            self.corrupted.take(total.stage, expected, record, self.labels)
+            return
         if total.stage.kind == "clean":
             if not len(record.labels) == len(record.margins) == len(expected.correct):
                 raise InputError(
@@ -132,6 +147,12 @@ class Ledger:
                 )
             self.predicted[expected.correct] = record.labels
             self.clean_margin[expected.correct] = record.margins
+            return
+        if total.stage.kind == "before":
+            few = expected.first(self.plan.suite.diagnostics.samples).correct
+            if len(record.margins) != len(few):
+                raise InputError(f"{record.stage}, chunk {record.chunk} does not hold one margin per sample")
+            self._aside[total.stage.of][few] = record.margins
             return
         self._break(total, expected, record)
 
@@ -151,22 +172,36 @@ class Ledger:
                 f"{len(expected.standing)} were standing"
             )
         own = next(t for t in self.plan.bound_threats if t.name == total.stage.of)
-        smallest = self.eps[threat.norm]
-        self._credit(own, threat, smallest[positions])
-        if threat.eps < own.eps:
-            total.late += int((smallest[positions] > own.eps).sum())
-        new = positions[smallest[positions] > threat.eps]
-        total.broken += len(new)
-        smallest[new] = threat.eps
-        for position in new.tolist():
+        smallest, reached = self.eps[threat.norm], _reached(record, threat)
+        before = smallest[positions].copy()
+        self._credit(own, reached, before)
+        if total.stage.kind == "curve":
+            total.late += int(((before > own.eps) & (reached <= own.eps)).sum())
+        total.broken += int((before > threat.eps).sum())
+        total.first += positions[before > threat.eps].tolist()
+        nearer = reached < before
+        smallest[positions[nearer]] = reached[nearer]
+        for position in positions[nearer].tolist():
             self.source[threat.norm][position] = record
 
-    def _credit(self, own: Threat, at: Threat, before: np.ndarray[Any, Any]) -> None:
+    def _credit(self, own: Threat, reached: np.ndarray[Any, Any], before: np.ndarray[Any, Any]) -> None:
         """Count for the other threat models of a norm what breaks within their budgets for the first time."""
         order = self.plan.bound_threats
         for other in order:
-            if other.norm == own.norm and other.name != own.name and at.eps <= other.eps:
-                count = int((before > other.eps).sum())
+            if other.norm == own.norm and other.name != own.name:
+                count = int(((before > other.eps) & (reached <= other.eps)).sum())
                 self.elsewhere[other.name] += count
                 # The larger budgets of a norm come later, so the suite had its turn at this one.
                 self.overlooked[other.name] += count if order.index(other) < order.index(own) else 0
+
+
+def _reached(record: Record, threat: Threat) -> np.ndarray[Any, Any]:
+    """The distance of each counterexample of a record; the budget where rounding took it beyond."""
+    distances = np.asarray(record.distances, dtype=np.float64)
+    within = np.isfinite(distances) & (distances >= 0) & (distances <= threat.eps * (1 + TOLERANCE))
+    if len(distances) != len(record.broken) or not within.all():
+        raise InputError(
+            f"{record.stage}, chunk {record.chunk} does not hold one distance within the budget per sample"
+        )
+    reached: np.ndarray[Any, Any] = np.minimum(distances, threat.eps)
+    return reached

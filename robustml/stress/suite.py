@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ..errors import InputError, suggest
-from ..registry import Access, find_attack
+from ..registry import Access, all_corruptions, find_attack, find_corruption, find_transformations
 from ..schema import Frozen, validated
 
 __all__ = [
     "AttackEntry",
+    "CorruptionSettings",
     "Curve",
     "DiagnosticSettings",
     "Suite",
@@ -68,6 +69,37 @@ class DiagnosticSettings(Frozen):
     """The first so many samples of the plan."""
     noise_draws: Annotated[int, Ge(1)] = 100
     """Random points per surviving one of those samples."""
+    skip: list[Annotated[str, Field(pattern=r"^D[0-9]{2}$")]] = []
+    """Codes of diagnostics to leave out, with the passes that they alone need."""
+
+
+class WorstCase(CurveAttack):
+    """A set of transformations, of which the worst one counts for each sample."""
+
+
+class CorruptionSettings(Frozen):
+    """Which corruptions the model is shown, on images."""
+
+    kinds: list[str] | Literal["all"] = "all"
+    """Names, or "all" that the number of channels allows."""
+    severities: Annotated[list[Annotated[int, Ge(1), Le(5)]], Field(min_length=1)] = [1, 2, 3, 4, 5]
+    samples: Annotated[int, Ge(1)] | None = None
+    """So many of the samples, drawn at random; all of them, if not given."""
+    worst: list[WorstCase] = []
+
+    @field_validator("severities", "kinds", "worst")
+    @classmethod
+    def _each_once(cls, values: Any) -> Any:
+        names = [entry.use if isinstance(entry, WorstCase) else entry for entry in values]
+        if isinstance(values, list) and len(set(names)) < len(names):
+            raise ValueError("it names something twice")
+        return values
+
+    @model_validator(mode="after")
+    def _something(self) -> CorruptionSettings:
+        if not self.kinds and not self.worst:
+            raise ValueError("it names neither a corruption nor transformations")
+        return self
 
 
 class Suite(Frozen):
@@ -79,6 +111,7 @@ class Suite(Frozen):
     attack: Annotated[list[AttackEntry], Field(min_length=1)]
     curve: Curve = Curve()
     diagnostics: DiagnosticSettings = DiagnosticSettings()
+    corruptions: CorruptionSettings | None = None
 
     @field_validator("attack")
     @classmethod
@@ -124,7 +157,22 @@ def load_suite(name: str) -> Suite:
         # A family may be slow to import, so its members are looked up only when they will run.
         if ":" not in entry.use:
             find_attack(entry.use)
+    _name_corruptions(suite.corruptions)
     return suite
+
+
+def _name_corruptions(settings: CorruptionSettings | None) -> CorruptionSettings | None:
+    """Write every name and option out, so that a plan says what is done whatever is registered later."""
+    if settings is None:
+        return None
+    kinds = list(all_corruptions()) if settings.kinds == "all" else settings.kinds
+    for name in kinds:
+        find_corruption(name)
+    worst = [
+        entry.model_copy(update={"options": find_transformations(entry.use).check(entry.options)})
+        for entry in settings.worst
+    ]
+    return settings.model_copy(update={"kinds": kinds, "worst": worst})
 
 
 def complete(suite: Suite, access: Access, norms: Iterable[str]) -> Suite:
@@ -133,6 +181,7 @@ def complete(suite: Suite, access: Access, norms: Iterable[str]) -> Suite:
     Raises:
         InputError: for an unknown attack or option, or an unacceptable value.
     """
+    suite = suite.model_copy(update={"corruptions": _name_corruptions(suite.corruptions)})
     filled = suite.model_dump(by_alias=True)
     for raw, entry in zip(
         (*filled["attack"], *filled["curve"]["attack"]), (*suite.attack, *suite.curve.attack), strict=True

@@ -174,7 +174,7 @@ def test_init_writes_a_start_and_replaces_nothing(tmp_path: Path, monkeypatch, c
 
 def test_list_and_describe_cover_everything(command) -> None:
     listed = json.loads(command("list", "--json").out)
-    assert set(listed) == {"attacks", "suites", "targets", "diagnostics"}
+    assert set(listed) == {"attacks", "corruptions", "suites", "targets", "diagnostics"}
     assert {row["name"] for row in listed["attacks"]} == {*all_attacks(), "art:NAME"}
     assert {row["name"] for row in listed["targets"]} == set(BUILTIN_TARGETS)
     text = command("list").out

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
-from robustml.stress.estimates import clopper_pearson, paired_difference
+from robustml.stress.estimates import clopper_pearson, mean_interval, paired_difference
 
 
 @pytest.mark.parametrize(
@@ -119,3 +122,72 @@ def test_both_agree_with_scipy(total: int, data: st.DataObject) -> None:
     assert clopper_pearson(count, total) == pytest.approx((interval.low, interval.high), abs=1e-9)
     expected = binomtest(count, total).pvalue
     assert paired_difference(count, total - count, total).p_value == pytest.approx(expected, rel=1e-6)
+
+
+# The mean of a distribution on [0, 1].
+
+DISTRIBUTIONS: dict[str, Any] = {
+    "fair coin": (lambda draw, n: (draw.random(n) < 0.5).astype(float), 0.5),
+    "rare failure": (lambda draw, n: (draw.random(n) < 0.97).astype(float), 0.97),
+    "mostly right": (lambda draw, n: draw.beta(8, 2, n), 0.8),
+    "all or nothing": (lambda draw, n: draw.beta(0.3, 0.1, n), 0.75),
+    "right or half": (lambda draw, n: np.where(draw.random(n) < 0.8, 1.0, draw.random(n) / 2), 0.85),
+    "eighty-five cells": (lambda draw, n: draw.binomial(85, draw.beta(4, 1, n)) / 85, 0.8),
+    "no spread": (lambda draw, n: np.full(n, 0.7), 0.7),
+}
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+@pytest.mark.parametrize("n", [3, 25, 150])
+def test_intervals_of_a_mean_hold_it_often_enough(name: str, n: int) -> None:
+    make, mean = DISTRIBUTIONS[name]
+    draw, runs = np.random.default_rng(n), 400
+    too_high = too_low = 0
+    for _ in range(runs):
+        low, high = mean_interval(make(draw, n), 0.8)
+        too_high += low > mean
+        too_low += high < mean
+    # Each end may fail in a tenth of the runs; more than so many by chance would be one in ten thousand.
+    most = stats.binom.ppf(1 - 1e-4, runs, 0.1)
+    assert too_high <= most
+    assert too_low <= most
+
+
+@settings(deadline=None)
+@given(
+    values=st.lists(st.floats(0, 1), min_size=1, max_size=40),
+    confidence=st.sampled_from([0.5, 0.9, 0.95, 0.999]),
+    seed=st.integers(0, 99),
+)
+def test_intervals_of_a_mean_are_intervals(values: list[float], confidence: float, seed: int) -> None:
+    x = np.array(values)
+    low, high = mean_interval(x, confidence)
+    assert 0 <= low <= x.mean() + 1e-12
+    assert x.mean() - 1e-12 <= high <= 1
+    # The order of the samples is no information, and failures are successes seen from the other side.
+    again = mean_interval(np.random.default_rng(seed).permutation(x), confidence)
+    assert again == pytest.approx((low, high), abs=2e-6)
+    assert mean_interval(1 - x, confidence) == pytest.approx((1 - high, 1 - low), abs=2e-6)
+
+
+def test_the_lower_end_is_where_the_bets_pay_just_enough() -> None:
+    x = np.random.default_rng(0).beta(5, 2, 60)
+    low, high = mean_interval(x, 0.95)
+
+    def wealth(m: float) -> float:
+        scale = np.sqrt(2 * np.log(40) / len(x))
+        stakes = [min(scale / spread, 1 / m) for spread in 0.5 * 0.5 ** (np.arange(8) / 2)] + [1 / m]
+        return float(np.mean([np.prod(1 + stake * (x - m)) for stake in stakes]))
+
+    assert wealth(low) > 40 > wealth(low + 3e-6)
+    assert high == pytest.approx(1 - mean_interval(1 - x, 0.95)[0], abs=2e-6)
+
+
+def test_a_mean_that_varies_little_is_known_well() -> None:
+    n = 400
+    narrow = mean_interval(np.random.default_rng(1).beta(80, 20, n))
+    hoeffding = 2 * np.sqrt(np.log(40) / (2 * n))
+    assert narrow[1] - narrow[0] < hoeffding / 5
+    # At the ends it is nearly the exact binomial interval.
+    assert mean_interval(np.ones(n))[0] == pytest.approx(clopper_pearson(n, n)[0], abs=2e-3)
+    assert mean_interval(np.ones(n))[1] == 1.0
