@@ -68,8 +68,7 @@ def stress_test(
         out: The run folder; if None the evidence is discarded with a temporary one.
         samples: Test on so many samples instead of all.
         select: How to choose them: "stratified" or "first".
-        goals: What the attacker wants, such as "3->8", "*->0" or "stop->speed limit 30"; only samples that a
-            goal concerns are tested. Without goals any mistake will do.
+        goals: What the attacker wants, as in "3->8" or "*->0", on the samples concerned; else any mistake.
         seed: Decides every random number, together with each sample's place in the data.
         batch_size: Samples worked on, journalled and resumed together.
         draws: For a model that answers at random: how many draws vote on each point; 20 by default.
@@ -108,27 +107,38 @@ def stress_test(
         twin=_twin_of(twin, target.model),
         gate=dict(gate or {}),
     )
-    listed = ", ".join(threat.name for threat in bound)
-    command = f"robustml.stress_test(model, data, threats=[{listed}], suite={str(suite)!r}, seed={seed}"
-    given = {"goals": list(target.goals) or None, "draws": draws, "eot": eot}
-    command += "".join(f", {key}={value!r}" for key, value in given.items() if value is not None)
-    command += ", twin=twin)" if twin is not None else ")"
+    return _run(
+        target,
+        out,
+        device=device,
+        confidence=confidence,
+        max_passes=max_passes,
+        time_budget=time_budget,
+        resume=resume,
+        redact=redact,
+        progress=progress,
+    )
+
+
+def _run(target: Target, out: str | Path | None, *, progress: bool, **options: Any) -> Report:
     with contextlib.ExitStack() as stack:
         if out is None:
             out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="robustml-"))) / "run"
+        observer = stack.enter_context(display_for()) if progress else None
         plan, folder = run_target(
-            target,
-            out=Path(out),
-            device=device,
-            confidence=confidence,
-            max_passes=max_passes,
-            time_budget=time_budget,
-            resume=resume,
-            redact=redact,
-            observer=stack.enter_context(display_for()) if progress else None,
-            command=command,
+            target, out=Path(out), observer=observer, command=_command(target), **options
         )
         return save_report(plan, folder, target.data)
+
+
+def _command(target: Target) -> str:
+    """The call that reproduces the figures."""
+    listed = ", ".join(threat.name for threat in target.threats)
+    given = {"goals": list(target.goals) or None, "draws": target.draws, "eot": target.eot}
+    more = "".join(f", {key}={value!r}" for key, value in given.items() if value is not None)
+    more += ", twin=twin" if target.twin is not None else ""
+    settings = f"threats=[{listed}], suite={target.suite!r}, seed={target.seed}{more}"
+    return f"robustml.stress_test(model, data, {settings})"
 
 
 def _twin_of(twin: Any, model: Model) -> Classifier | None:
