@@ -207,6 +207,8 @@ def _detach(func: Callable[..., Any], z: Tensor, *args: Any) -> Tensor:
 
 def _set_grad_enabled(func: Callable[..., Any], enabled: bool) -> None:
     """Code that switches gradients off is not obeyed: the attack wants them."""
+    if enabled:
+        func(enabled)
 
 
 _SHADOW = "_robustml_shadow"

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from robustml.classifier import BlackBox, Classifier
 from robustml.inputs import InputSpec
 from robustml.registry import Logits
-from robustml.report.model import Diagnostic, Report
 from robustml.sampling import Streams
 from robustml.stress.diagnostics import CODES
 from robustml.threats import Threat
@@ -20,13 +19,13 @@ from tests.stress.toy import (
     FEATURES,
     SUITE,
     classifier,
+    finding,
     labels_of,
     linear,
     only,
     points,
     registered,
-    run,
-    target,
+    stressed,
 )
 
 
@@ -50,26 +49,12 @@ class Scale(nn.Module):
         return self.inner(x) * self.factor
 
 
-def stressed(tmp_path: Path, module: nn.Module | None = None, **changes: Any) -> Report:
-    module = module or linear()
-    x = points()
-    settings: dict[str, Any] = {
-        "model": classifier(module),
-        "data": (x, labels_of(module, x, 3)),
-        "batch": 64,
-    }
-    return run(target(tmp_path, **{**settings, **changes}), tmp_path / "run")
-
-
-def finding(report: Report, code: str, threat: int = 0) -> Diagnostic:
-    return next(d for d in report.threats[threat].diagnostics if d.code == code)
-
-
 def test_every_code_is_reported_once_and_explained(tmp_path: Path) -> None:
     report = stressed(tmp_path)
     assert [d.code for d in report.threats[0].diagnostics] == sorted(CODES)
     for diagnostic in report.threats[0].diagnostics:
-        assert diagnostic.status == "pass", diagnostic
+        # Nobody gave a twin, and there is no guard to take apart.
+        assert diagnostic.status == ("skipped" if diagnostic.code in {"D14", "D16"} else "pass"), diagnostic
         assert diagnostic.detail
         assert diagnostic.remedy
     assert report.trusted

@@ -18,7 +18,7 @@ from robustml.classifier import Classifier
 from robustml.inputs import InputSpec
 from robustml.registry import Access, all_attacks, attack
 from robustml.report.build import build_report
-from robustml.report.model import Report
+from robustml.report.model import Diagnostic, Report
 from robustml.runs import run_target
 from robustml.stress.folder import RunFolder
 from robustml.targets import Target
@@ -123,6 +123,22 @@ def run(chosen: Target, out: Path, **options: Any) -> Report:
     report = build_report(plan, folder, chosen.data)
     report.save(out / "report.json")
     return report
+
+
+def stressed(tmp_path: Path, module: nn.Module | None = None, **changes: Any) -> Report:
+    """The report on a module, a linear one if none is given, on samples that it classifies but for three."""
+    module = module or linear()
+    x = points()
+    settings: dict[str, Any] = {
+        "model": classifier(module),
+        "data": (x, labels_of(module, x, 3)),
+        "batch": 64,
+    }
+    return run(target(tmp_path, **{**settings, **changes}), tmp_path / "run")
+
+
+def finding(report: Report, code: str, threat: int = 0) -> Diagnostic:
+    return next(d for d in report.threats[threat].diagnostics if d.code == code)
 
 
 def masked(report: Report) -> dict[str, Any]:
