@@ -2,7 +2,7 @@
 
 `python benchmarks/conformance.py` asks every library that is installed; `--library NAME`, once or several
 times, chooses some, and `--case NAME` some of the cases. Nothing but robustml and its dependencies is needed:
-a library that is missing is shown as such, with the line that installs it. About four minutes on one core,
+a library that is missing is shown as such, with the line that installs it. It takes some minutes on one core,
 most of them in the ensemble of ART. The exit status is 1 if robustml fails a case.
 """
 

@@ -121,6 +121,10 @@ def nearest_ddn(adapter: Adapter) -> Figure:
     return _nearest(adapter, "ddn")
 
 
+def nearest_fmn(adapter: Adapter) -> Figure:
+    return _nearest(adapter, "fmn")
+
+
 def nearest_of_two(adapter: Adapter) -> Figure:
     """Attack A is nearer for the first half, B for the second, and each fails on one sample."""
     task = near_and_far("l2")
@@ -229,6 +233,12 @@ CASES = [
         8,
         "DDN returns for each sample the nearest adversarial point that it saw.",
         nearest_ddn,
+    ),
+    Case(
+        "nearest-fmn",
+        8,
+        "FMN returns for each sample the nearest adversarial point that it saw.",
+        nearest_fmn,
     ),
     Case(
         "nearest-of-two",

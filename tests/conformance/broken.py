@@ -242,6 +242,7 @@ BROKEN: dict[str, type[Adapter]] = {
     "resume": NoMean,
     "nearest-cw": WholeBatch,
     "nearest-ddn": WholeBatch,
+    "nearest-fmn": WholeBatch,
     "nearest-of-two": WholeBatch,
     "cw-alone": WholeBatch,
     "ead-alone": WholeBatch,

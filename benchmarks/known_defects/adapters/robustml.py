@@ -67,8 +67,9 @@ class RobustmlAdapter(Adapter):
 
     def minimum_norm(self, task: Task, name: str) -> Tensor:
         known = {option for option, _, _ in self._found(_NAMES[name]).parameters()}
-        options = {"nearest": True} if "nearest" in known else {}
-        return self._attack(task, _NAMES[name], **options)
+        # Fewer steps than by default, as for the other libraries: a case asks whom a result depends on.
+        options = {"nearest": True, "steps": 40}
+        return self._attack(task, _NAMES[name], **{k: v for k, v in options.items() if k in known})
 
     def ensemble(self, task: Task) -> Verdict:
         if not _TARGETED & {entry.use for entry in load_suite("standard").attack}:
