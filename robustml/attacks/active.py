@@ -92,10 +92,16 @@ class Search:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def restart(self, number: int) -> bool:
-        """Make active every sample that is not broken yet, with fresh streams; False if there is none."""
+    def restart(self, number: int, among: Tensor | None = None) -> bool:
+        """Make active every sample that is not broken yet, with fresh streams; False if there is none.
+
+        Args:
+            number: Of the restart; each has its own random numbers.
+            among: Leave out the samples of the batch where this is False, bool (n,).
+        """
         self._merge()
-        self._activate((~self.broken).nonzero()[:, 0], number)
+        chosen = ~self.broken if among is None else ~self.broken & among
+        self._activate(chosen.nonzero()[:, 0], number)
         return len(self) > 0
 
     def aim(self, targets: Tensor) -> None:

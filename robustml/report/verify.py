@@ -222,7 +222,16 @@ def _replay_points(
     ball = stage.threat.around(x)
     logits = bench.answers(point, y, ids)
     lead, slack = margin(logits, y), _slack(bench.plan)
-    failures = _judge(logits, y, lead, ball.contains(point), ball.distance(point), evidence, slack)
+    failures = _judge(
+        logits,
+        y,
+        lead,
+        ball.contains(point),
+        ball.distance(point),
+        evidence,
+        slack,
+        aimed=bool(bench.plan.goals),
+    )
     for row, sample in enumerate(ids.tolist()):
         if row not in skip and failures[row]:
             yield f"sample {sample}: {record.stage}: {failures[row]}"
@@ -241,6 +250,8 @@ def _judge(
     distance: Tensor,
     evidence: Evidence,
     slack: float,
+    *,
+    aimed: bool,
 ) -> list[str | None]:
     wrong, top = is_wrong(logits, y), logits.amax(1, keepdim=True)
     answers = (logits >= top - slack).tolist()
@@ -254,7 +265,8 @@ def _judge(
                 f"its distance is {float(distance[row]):.6g}, not {float(evidence.distance[row]):.6g}"
             )
         elif not bool(wrong[row]) and value < -slack:
-            found.append(f"the model is not fooled: it answers {int(y[row])}, correctly, by {-value:.4f}")
+            said = f"it answers {int(y[row])}, correctly," if not aimed else "no target class wins,"
+            found.append(f"the model is not fooled: {said} by {-value:.4f}")
         elif not _close(value, float(evidence.margin[row]), slack):
             found.append(f"it fools the model by {value:.4f}, the run says {float(evidence.margin[row]):.4f}")
         elif not _among(answers[row], int(evidence.label[row])):

@@ -25,7 +25,7 @@ from .meter import BudgetSpent, Meter
 from .plan import Plan
 from .randomized import Averaged, Seeded, Votes, take_vote
 
-__all__ = ["Around", "Bench", "Limits", "Outcome", "Rows", "confirm", "run_attack"]
+__all__ = ["Around", "Bench", "Limits", "Outcome", "Rows", "confirm", "metered", "run_attack"]
 
 
 @dataclass(frozen=True)
@@ -61,19 +61,23 @@ class Bench:
         """What the harness takes the model to say: logits (n, classes) for `is_wrong`, `margin` and argmax.
 
         For a randomized model these are shares of votes. With goals only a target class is wrong, unless
-        `aimed` is off.
+        `aimed` is off: then no attacker is at work, and randomized models draw what they draw on clean data.
         """
         targets = self.targets(y) if aimed and self.plan.goals else None
         if self.plan.randomness is not None:
-            return self.vote(x, y, ids, targets).logits
+            return self.vote(x, y, ids, targets, aimed=aimed).logits
         with torch.no_grad():
             logits = self.model(x)
         return logits if targets is None else outcome(logits, y, targets)
 
-    def vote(self, x: Tensor, y: Tensor, ids: Tensor, targets: Tensor | None = None) -> Votes:
+    def vote(
+        self, x: Tensor, y: Tensor, ids: Tensor, targets: Tensor | None = None, *, aimed: bool = True
+    ) -> Votes:
         """The vote on each point, with its flip rate; the model has to be a randomized one."""
         assert isinstance(self.model, Seeded) and self.plan.randomness is not None
-        return take_vote(self.model, x, y, ids, self.plan.randomness, targets)
+        # A sample that is correct by the luck of its draws must not owe them its robustness, too.
+        purpose = "attacked" if aimed else "clean"
+        return take_vote(self.model, x, y, ids, self.plan.randomness, purpose, targets)
 
     def targets(self, y: Tensor) -> Tensor:
         """The classes that count as wrong for each label, by the goals: bool (n, classes)."""
@@ -199,20 +203,10 @@ def run_attack(
     return _joined(outcomes, [places for places, _ in groups])
 
 
-def _run_group(
-    bench: Bench,
-    attack: Attack,
-    options: dict[str, Any],
-    threat: Threat,
-    purpose: str,
-    positions: np.ndarray[Any, Any],
-    targets: Tensor | None,
-    limits: Limits,
-    around: Around | None,
-    start: Tensor | None,
-) -> Outcome:
-    x, y, ids = bench.batch(positions)
-    ball = threat.around(x)
+def metered(
+    bench: Bench, ball: Ball, y: Tensor, targets: Tensor | None, limits: Limits
+) -> tuple[Meter, Tensor]:
+    """The model as an attack on samples that share their targets meets it, and the labels it works with."""
     model, labels = bench.opponent(y, targets)
     averaged = model if isinstance(model, Averaged) else None
     meter = Meter(
@@ -227,6 +221,24 @@ def _run_group(
     )
     if averaged is not None:
         averaged.on_pass = meter.count
+    return meter, labels
+
+
+def _run_group(
+    bench: Bench,
+    attack: Attack,
+    options: dict[str, Any],
+    threat: Threat,
+    purpose: str,
+    positions: np.ndarray[Any, Any],
+    targets: Tensor | None,
+    limits: Limits,
+    around: Around | None,
+    start: Tensor | None,
+) -> Outcome:
+    x, y, ids = bench.batch(positions)
+    ball = threat.around(x)
+    meter, labels = metered(bench, ball, y, targets, limits)
     streams = Streams.derive(bench.plan.seed, purpose, ids)
     status = "complete"
     if not len(positions):

@@ -29,7 +29,7 @@ __all__ = ["Averaged", "Randomness", "Seeded", "Votes", "seeded", "take_vote"]
 
 # The shares of draws that an attack has to fool before it may rest: of those of its step, and then of as many
 # as vote outside. It tries often, so at the half that counts most of its successes would be luck.
-_CONVINCING, _CONFIRMED = 0.75, 0.6
+_CONVINCING, _CONFIRMED = 0.75, 0.7
 
 
 class Randomness(Frozen):
@@ -192,12 +192,18 @@ class Votes:
 
 
 def take_vote(
-    model: Seeded, x: Tensor, y: Tensor, ids: Tensor, settings: Randomness, targets: Tensor | None = None
+    model: Seeded,
+    x: Tensor,
+    y: Tensor,
+    ids: Tensor,
+    settings: Randomness,
+    purpose: str,
+    targets: Tensor | None = None,
 ) -> Votes:
     """Ask a randomized model often enough to decide on each input.
 
-    The draws of a sample are those of its id alone: no batch, order or attack changes them, so that the
-    clean pass, the confirmation of an attack and a replay decide alike. No attack sees them.
+    The draws of a sample are those of its id and the purpose alone: no batch, order or attack changes them,
+    so that two attacks, two budgets and a replay are decided alike. No attack sees them.
 
     Args:
         model: The randomized model.
@@ -205,20 +211,21 @@ def take_vote(
         y: Labels int64 (n,).
         ids: Sample ids int64 (n,).
         settings: How many draws.
+        purpose: What they are for.
         targets: With goals, the classes that count as wrong for each sample, bool (n, classes).
     """
     logits, flips = x.new_zeros(len(x), model.classes), x.new_zeros(len(x))
     for row, sample in enumerate(ids.tolist()):
         with torch.no_grad():
-            drawn = _fresh(model, x[row : row + 1], sample, settings)
+            drawn = _fresh(model, x[row : row + 1], settings, purpose, sample)
         logits[row], flips[row] = _decide(drawn, y[row], None if targets is None else targets[row])
     return Votes(logits, flips)
 
 
-def _fresh(model: Seeded, x: Tensor, sample: int, settings: Randomness) -> Tensor:
+def _fresh(model: Seeded, x: Tensor, settings: Randomness, *key: object) -> Tensor:
     if settings.shared:
-        return torch.cat([model.draw(x, "vote", sample, number) for number in range(settings.draws)])
-    return model.draw(_copies(x, settings.draws), "vote", sample)
+        return torch.cat([model.draw(x, "vote", *key, number) for number in range(settings.draws)])
+    return model.draw(_copies(x, settings.draws), "vote", *key)
 
 
 def _decide(drawn: Tensor, y: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:

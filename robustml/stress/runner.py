@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from .attacking import Bench, Limits
+from .curve import known_points
 from .folder import Record, RunFolder
 from .ledger import Ledger
 from .memory import give_back
@@ -129,7 +130,8 @@ def _run(
             return None
         limits = Limits(max_passes=left, deadline=deadline, on_pass=observer.on_pass)
     try:
-        record, evidence = run_unit(bench, stage, chunk, ledger.rows(stage, chunk), limits)
+        known = known_points(ledger, folder, bench.data, stage, chunk)
+        record, evidence = run_unit(bench, stage, chunk, ledger.rows(stage, chunk), limits, known)
     except BudgetSpent:
         return None
     record = folder.append(record, evidence)

@@ -43,6 +43,8 @@ class AttackEntry(CurveAttack):
     id: Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[a-z0-9][a-z0-9._-]*$")]
     only: list[Literal["decision", "score", "gradient"]] = []
     """Run only against models that give exactly this access; any that gives enough, if empty."""
+    norms: list[Literal["linf", "l2", "l1", "l0"]] = []
+    """Run only under these norms; under all that the attack has, if empty."""
 
 
 class Curve(Frozen):
@@ -195,6 +197,8 @@ def unusable(entry: CurveAttack, access: Access, norm: str) -> str | None:
     """Why an attack of the suite cannot be used against a model under a norm, or None if it can."""
     if isinstance(entry, AttackEntry) and entry.only and access.label not in entry.only:
         return f"the suite keeps it for models with {' or '.join(entry.only)} access"
+    if isinstance(entry, AttackEntry) and entry.norms and norm not in entry.norms:
+        return f"the suite keeps it for {' or '.join(entry.norms)}"
     attack = find_attack(entry.use)
     if attack.access > access:
         return f"it needs {attack.access.label} access and the model gives {access.label} access"

@@ -71,7 +71,7 @@ def _clean(bench: Bench, stage: Stage, chunk: int) -> Record:
     saturated = torch.softmax(logits.float(), 1).amax(1) == 1.0
     facts, flips = {"saturated": float(saturated.sum())}, []
     if bench.plan.randomness is not None:
-        votes = bench.vote(x, y, ids)
+        votes = bench.vote(x, y, ids, aimed=False)
         logits, flips = votes.logits, [round(float(value), 6) for value in votes.flips]
         facts["flips"] = float(votes.flips.sum())
     return Record(

@@ -54,7 +54,7 @@ def apgd_targeted(
     climb = functools.partial(search.climb, loss=towards_target, smooth=smooth)
     if not len(x):
         return x
-    ranked = ranked_targets(search, x, count=targets, smooth=smooth)
+    ranked, _ = ranked_targets(search, x, count=targets, smooth=smooth)
     last = x
     for number in range(restarts * ranked.shape[1]):
         search.aim(ranked[:, number % ranked.shape[1]])

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from ...losses import Loss, cross_entropy, margin, targeted_margin
@@ -33,23 +33,28 @@ class Leg:
 
 
 # The order was measured on six networks (docs/benchmarks): each leg still breaks samples after the others.
-_LEGS = (
+_FIRST = (
     Leg("corners", smooth=True, loss=margin),
     Leg("uniform", smooth=True, loss=cross_entropy),
     Leg("stripes", smooth=False, loss=margin),
     Leg("corners", smooth=True, rank=0),
+)
+_LATER = (
     Leg("uniform", smooth=False, rank=1),
     Leg("stripes", smooth=True, rank=2),
     Leg("corners", smooth=False, rank=0),
-    Leg("uniform", smooth=True, rank=3),
+    Leg("uniform", smooth=True, loss=margin),
+    Leg("stripes", smooth=False, rank=3),
+    Leg("corners", smooth=True, loss=cross_entropy),
 )
-_UNTARGETED = 3  # the first so many legs need no ranking of the classes
 
 
 @dataclass
 class _State(Columns):
     z: Tensor
     previous: Tensor
+    closest: Tensor
+    """The highest margin so far (n,)."""
 
 
 @attack(
@@ -65,9 +70,11 @@ def relay(
     *,
     threat: Threat,
     streams: Streams,
-    legs: Annotated[int, Ge(1)] = 8,
+    legs: Annotated[int, Ge(1)] = 16,
     steps: Annotated[int, Ge(1)] = 15,
+    later_steps: Annotated[int, Ge(1)] = 20,
     step_size: Annotated[float, Gt(0)] = 2.0,
+    near: Annotated[float, Gt(0), Le(1)] | None = 0.35,
 ) -> Tensor:
     """Short runs in turn, each with another start, loss and gradient: what one cannot break the next may.
 
@@ -77,58 +84,94 @@ def relay(
     margin, the cross-entropy or the logit of one of the nearest classes; follows the true gradient or that
     of the surrogates (`robustml.surrogates`). Steps have momentum and shrink to zero along a cosine.
 
+    After four legs the rest is for the samples that came near to breaking. Where none of the four took away
+    most of the label's lead, no later one was seen to break a sample (docs/benchmarks).
+
     Args:
-        legs: How many runs; after eight the same ones follow with fresh starts and farther classes.
-        steps: Gradient steps per run.
+        legs: How many runs.
+        steps: Gradient steps of each of the first four.
+        later_steps: Gradient steps of each later one.
         step_size: Length of the first step as a share of the budget.
+        near: Later runs go on only with samples whose lead fell below this share of what it was without an
+            attack; with all survivors if None.
     """
     search = Search(model, x, y, threat, streams)
-    ranked = None
+    # Of each sample of the batch: the highest margin seen, and the lead of the label without an attack.
+    closest = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
+    course = _Course(search, closest, threat.eps * step_size)
     last = x
     for number in range(legs):
-        if not search.restart(number):
+        first = number < len(_FIRST)
+        if not search.restart(number, None if first or near is None else course.within(near)):
             break
-        leg = _leg(number)
-        if leg.loss is None:
-            if ranked is None:
-                ranked = y[:, None].repeat(1, _WIDEST)
-                nearest = ranked_targets(search, search.x, count=_WIDEST, smooth=True)
-                ranked = ranked[:, : nearest.shape[1]].index_copy(0, search.rows, nearest)
-            search.aim(ranked[:, leg.rank % ranked.shape[1]])
-        last = _run(search, leg, steps, threat.eps * step_size)
+        last = course.run(number, steps if first else later_steps)
     return search.finish(last)
 
 
+class _Course:
+    """What one leg hands on to the next."""
+
+    def __init__(self, search: Search, closest: Tensor, longest: float) -> None:
+        self.search = search
+        self._closest = closest
+        self._longest = longest
+        self._lead = torch.zeros_like(closest)
+        self._ranked: Tensor | None = None
+
+    def within(self, share: float) -> Tensor:
+        """The samples whose lead has fallen below a share of what it was: bool (n,)."""
+        return -self._closest <= share * self._lead
+
+    def run(self, number: int, steps: int) -> Tensor:
+        """One leg on the active samples: where it ended (n, *shape)."""
+        leg, search = _leg(number), self.search
+        if leg.loss is None:
+            self._aim(leg.rank)
+
+        def towards_target(logits: Tensor, y: Tensor) -> Tensor:
+            return targeted_margin(logits, y, search.target)
+
+        loss = leg.loss or towards_target
+        start = _start(search, leg.start)
+        state = _State(z=start, previous=start, closest=self._closest[search.rows])
+        for step in range(steps):
+            value, gradient = search.climb(state.z, loss, smooth=leg.smooth)
+            if leg.loss is not cross_entropy:
+                # Of the margins it is the best one that tells how near the sample came.
+                state.closest = torch.maximum(state.closest, value)
+            _advance(state, search, gradient, self._longest * (1 + math.cos(math.pi * step / steps)) / 2)
+            if not search.prune(step, state):
+                return state.z
+        search.look(state.z)
+        self._closest[search.rows] = state.closest
+        return state.z
+
+    def _aim(self, rank: int) -> None:
+        search = self.search
+        if self._ranked is None:
+            nearest, logits = ranked_targets(search, search.x, count=_WIDEST, smooth=True)
+            self._ranked = nearest.new_zeros(len(self._closest), nearest.shape[1])
+            self._ranked[search.rows] = nearest
+            self._lead[search.rows] = -margin(logits, search.y)
+        search.aim(self._ranked[:, rank % self._ranked.shape[1]])
+
+
 def _leg(number: int) -> Leg:
-    """The run with this number; later rounds leave out the untargeted ones and aim farther."""
-    if number < len(_LEGS):
-        return _LEGS[number]
-    later = number - len(_LEGS)
-    aimed = len(_LEGS) - _UNTARGETED
-    leg = _LEGS[_UNTARGETED + later % aimed]
-    return Leg(leg.start, smooth=later % 2 == 0, rank=later)
+    """The run with this number; each later round aims at farther classes."""
+    if number < len(_FIRST):
+        return _FIRST[number]
+    rounds, place = divmod(number - len(_FIRST), len(_LATER))
+    leg = _LATER[place]
+    return Leg(leg.start, smooth=leg.smooth ^ (rounds % 2 == 1), loss=leg.loss, rank=leg.rank + 4 * rounds)
 
 
-def _run(search: Search, leg: Leg, steps: int, longest: float) -> Tensor:
-    def towards_target(logits: Tensor, y: Tensor) -> Tensor:
-        return targeted_margin(logits, y, search.target)
-
-    loss = leg.loss or towards_target
-    start = _start(search, leg.start)
-    state = _State(z=start, previous=start)
-    for step in range(steps):
-        _, gradient = search.climb(state.z, loss, smooth=leg.smooth)
-        length = longest * (1 + math.cos(math.pi * step / steps)) / 2
-        ahead = search.ball.advance(state.z, search.ball.ascent(gradient), length)
-        if step:
-            ahead = torch.lerp(state.z, ahead, _MOMENTUM)
-            ahead.add_(state.z - state.previous, alpha=1 - _MOMENTUM)
-            ahead = search.ball.project_(ahead)
-        state.previous, state.z = state.z, ahead
-        if not search.prune(step, state):
-            return state.z
-    search.look(state.z)
-    return state.z
+def _advance(state: _State, search: Search, gradient: Tensor, length: float) -> None:
+    ahead = search.ball.advance(state.z, search.ball.ascent(gradient), length)
+    if state.previous is not state.z:
+        ahead = torch.lerp(state.z, ahead, _MOMENTUM)
+        ahead.add_(state.z - state.previous, alpha=1 - _MOMENTUM)
+        ahead = search.ball.project_(ahead)
+    state.previous, state.z = state.z, ahead
 
 
 def _start(search: Search, kind: str) -> Tensor:
@@ -136,9 +179,8 @@ def _start(search: Search, kind: str) -> Tensor:
     if kind == "uniform":
         return ball.random(search.streams)
     grid = Grid.of(x)
-    signs = search.streams.signs(
-        grid.channels, grid.height if kind == "corners" else 1, grid.width, dtype=x.dtype
-    )
+    rows = grid.height if kind == "corners" else 1
+    signs = search.streams.signs(grid.channels, rows, grid.width, dtype=x.dtype)
     # As far as the range allows; the projection then finds the valid point that is nearest to it.
     delta = signs.expand(-1, -1, grid.height, -1).reshape(len(x), -1) * ball.eps
     return ball.project(ball.point(delta))

@@ -12,7 +12,7 @@ from ...registry import Logits
 from ...sampling import Streams
 from ...surrogates import smoothed
 from ...threats import Ball, per_row
-from ..attacking import Bench, Limits, Rows
+from ..attacking import Bench, Limits, Rows, metered
 from ..folder import Evidence, Record
 from ..meter import Meter
 from ..plan import Stage
@@ -50,11 +50,7 @@ def probe_gradients(
             continue
         assert stage.threat is not None
         ball = stage.threat.around(x)
-        model, labels = bench.opponent(y, targets)
-        follow = getattr(model, "focus", None)
-        meter = Meter(
-            model, ball, labels, on_pass=limits.on_pass, weight=getattr(model, "count", 1), follow=follow
-        )
+        meter, labels = metered(bench, ball, y, targets, limits)
         asked = _Asked(meter, ball, labels, Streams.derive(bench.plan.seed, stage.key, ids))
         surrogates = follows_surrogates(bench.plan.suite, bench.model.access, stage.threat.norm)
         gradients = _usable(asked, facts, surrogates=surrogates)
