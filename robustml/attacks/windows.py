@@ -105,28 +105,34 @@ def _halvings(move: int, queries: int) -> int:
     return bisect.bisect_left(_HALVINGS, move * _PAPER_QUERIES // queries)
 
 
-def bumps(height: int, width: int, like: Tensor) -> Tensor:
+def bumps(height: int, width: int, like: Tensor, order: int = 2) -> Tensor:
     """A bump beside its negative, one above the other and side by side: (2, height * width), length 1.
 
-    Equation 2 of Andriushchenko et al. 2020; where one row or column leaves no room for two bumps, both
-    patterns are the one that fits.
+    Equation 2 of Andriushchenko et al. 2020, and for L1 the steeper one of Croce & Hein 2021; where one row
+    or column leaves no room for two bumps, both patterns are the one that fits.
+
+    Args:
+        height, width: The window.
+        like: Gives the dtype and the device.
+        order: Of the norm in which the length is 1: 1 or 2.
     """
-    stacked = _pair(height, width) if height > 1 else _pair(width, height).T
-    abreast = _pair(width, height).T if width > 1 else stacked
+    power = 2 if order == 2 else 4
+    stacked = _pair(height, width, power) if height > 1 else _pair(width, height, power).T
+    abreast = _pair(width, height, power).T if width > 1 else stacked
     patterns = torch.stack([stacked, abreast]).flatten(1)
-    length: Tensor = patterns.norm(dim=1, keepdim=True)
+    length: Tensor = patterns.norm(p=order, dim=1, keepdim=True)
     return (patterns / length).to(like)
 
 
-def _pair(height: int, width: int) -> Tensor:
+def _pair(height: int, width: int, power: int) -> Tensor:
     upper = height // 2
-    return torch.cat([_bump(upper, width), -_bump(height - upper, width)])
+    return torch.cat([_bump(upper, width, power), -_bump(height - upper, width, power)])
 
 
-def _bump(height: int, width: int) -> Tensor:
-    """Square rings around the middle; reaching ring k from outside adds 1 / k**2."""
+def _bump(height: int, width: int, power: int) -> Tensor:
+    """Square rings around the middle; reaching ring k from outside adds 1 / k**power."""
     rings = max(height, width) // 2 + 1
-    steps = 1 / torch.arange(1, rings + 1, dtype=torch.float64).square()
+    steps = 1 / torch.arange(1, rings + 1, dtype=torch.float64).pow(power)
     heights = steps.flip(0).cumsum(0).flip(0)
     rows = (torch.arange(height) - height // 2).abs()
     columns = (torch.arange(width) - width // 2).abs()

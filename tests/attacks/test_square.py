@@ -10,7 +10,7 @@ from robustml.attacks.windows import Grid, bumps, spans
 from robustml.inputs import InputSpec
 from robustml.registry import find_attack
 from robustml.sampling import Streams
-from robustml.threats import L2, Linf
+from robustml.threats import L1, L2, Linf
 
 
 def linear(size: int, classes: int = 3) -> tuple[Tensor, Tensor]:
@@ -55,7 +55,7 @@ def test_a_bump_pair_has_length_one_and_two_signs() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 9, 5), (20,), (2,), (1,), (6, 7), (2, 2, 3, 4)])
-@pytest.mark.parametrize("threat", [Linf(0.2), L2(0.5)], ids=lambda t: t.norm)
+@pytest.mark.parametrize("threat", [Linf(0.2), L2(0.5), L1(0.9)], ids=lambda t: t.norm)
 def test_any_shape_stays_in_its_ball(run, shape, threat) -> None:
     size = torch.zeros(shape).numel()
     weight, x = linear(size)
@@ -116,7 +116,7 @@ def test_every_query_counts_and_no_more(run) -> None:
         seen += len(z)
         return z @ weight + 1000 * nn.functional.one_hot(y[: len(z)], 3)
 
-    for threat in (Linf(0.1), L2(0.3)):
+    for threat in (Linf(0.1), L2(0.3), L1(1.0)):
         for queries in (1, 2, 77):
             seen = 0
             run("square", counted, x, y, threat.within(InputSpec(shape=(30,))), queries=queries, restarts=2)
@@ -142,7 +142,7 @@ def test_a_query_never_repeats_the_best_point(run) -> None:
     assert repeats == 0
 
 
-@pytest.mark.parametrize("threat", [Linf(0.03), L2(0.2)], ids=lambda t: t.norm)
+@pytest.mark.parametrize("threat", [Linf(0.03), L2(0.2), L1(0.8)], ids=lambda t: t.norm)
 def test_verdicts_do_not_depend_on_the_batch(run, tiny_cnn, images, threat) -> None:
     model, (x, y) = tiny_cnn.double(), images
     x, threat = x.double(), threat.within(InputSpec(shape=(2, 6, 6), dtype="float64"))
@@ -172,15 +172,39 @@ def test_scale_is_the_unit_of_the_budget(run) -> None:
     spec = InputSpec(shape=(12,), bounds=(-50.0, 50.0), scale=scale)
     x, y = torch.zeros(5, 12), torch.zeros(5, dtype=torch.int64)
     unit = torch.tensor(scale)
-    for threat in (Linf(0.5).within(spec), L2(0.5).within(spec)):
+    for threat in (Linf(0.5).within(spec), L2(0.5).within(spec), L1(0.5).within(spec)):
         z = run("square", lambda v: torch.stack([v.sum(1) * 0 + 1e3, v.sum(1)], 1), x, y, threat, queries=80)
         assert threat.around(x).contains(z).all()
         assert threat.around(x).distance(z).amin() > 0.49
         assert ((z / unit).abs().amax(1) <= 0.5).all()
 
 
-def test_l1_is_not_offered() -> None:
-    assert find_attack("square").norms == {"linf", "l2"}
+def test_an_l1_bump_is_steeper_and_sums_to_one() -> None:
+    patterns = bumps(7, 7, torch.zeros(1, dtype=torch.float64), 1).view(2, 7, 7)
+    assert torch.allclose(patterns.abs().sum((1, 2)), torch.ones(2, dtype=torch.float64))
+    # Equation 2 with fourth powers (Croce and Hein 2021, appendix).
+    assert patterns[0, 1, 3] / patterns[0, 1, 0] == pytest.approx((1 + 1 / 16 + 1 / 81 + 1 / 256) / (1 / 256))
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (40,)])
+def test_l1_comes_close_to_the_best_of_a_linear_model(run, shape) -> None:
+    """The optimum puts the whole budget on the feature with the largest weight."""
+    size = torch.zeros(shape).numel()
+    weight, x = linear(size, 2)
+    direction = weight[:, 1] - weight[:, 0]
+    threat = L1(0.5).within(InputSpec(shape=shape, bounds=(-9.0, 9.0)))
+    rises: list[Tensor] = []
+
+    def model(z: Tensor) -> Tensor:
+        push = (z - x[0].view(shape)).flatten(1) @ direction
+        rises.append(push)
+        return torch.stack([torch.full_like(push, 1e3), push], dim=1)
+
+    inputs = x[:1].view(1, *shape).expand(10, *shape).clone()
+    run("square", model, inputs, torch.zeros(10, dtype=torch.int64), threat, queries=1500)
+    best = 0.5 * direction.abs().max()
+    assert (torch.stack(rises).amax(0) / best).median() > 0.6
+    assert (torch.stack(rises) <= best * 1.0001).all()
 
 
 def test_streams_decide_and_nothing_else(run, tiny_cnn, images) -> None:

@@ -15,13 +15,14 @@ from ..active import Columns, Search
 from ..windows import Grid, Span, bumps, spans
 
 _TINY = 1e-12
+_NOTHING = 1e-7  # a change that is this share of the budget does not count
 
 
 @attack(
     "square",
     access=Access.SCORE,
-    norms={"linf", "l2"},
-    reference="Andriushchenko, Croce, Flammarion and Hein 2020, Algorithms 1 to 3",
+    norms={"linf", "l2", "l1"},
+    reference="Andriushchenko, Croce, Flammarion and Hein 2020, Algorithms 1 to 3; for L1 Croce and Hein 2021",
 )
 def square(
     model: Logits,
@@ -47,7 +48,7 @@ def square(
     """
     objective = loss_named(loss)
     search = Search(model, x, y, threat, streams)
-    run = _run_l2 if threat.norm == "l2" else _run_linf
+    run = _run_linf if threat.norm == "linf" else _run_relief
     last = x
     for number in range(restarts):
         if not search.restart(number):
@@ -121,90 +122,91 @@ class _Relief(Columns):
     """Row and column of two windows, orientation and signs, for every move: (n, moves, 5 + channels)."""
 
 
-def _run_l2(search: Search, objective: Loss, queries: int, p: float) -> Tensor:
-    """Algorithm 3: the budget of one window moves into another."""
-    grid, scale = Grid.of(search.x), _scale(search)
+def _run_relief(search: Search, objective: Loss, queries: int, p: float) -> Tensor:
+    """Algorithm 3, and its version for L1: the budget of one window moves into another."""
+    grid, order = Grid.of(search.x), 1 if search.ball.threat.norm == "l1" else 2
+    low, high = search.ball.room()
     state = _Relief(
-        delta=_tiles(search, grid),
-        value=search.y,
-        low=((search.ball.lower - search.x) / scale).flatten(1),
-        high=((search.ball.upper - search.x) / scale).flatten(1),
-        draws=search.rows,
+        delta=_tiles(search, grid, order), value=search.y, low=low, high=high, draws=search.rows
     )
-    _spend(state.delta, state, search.ball.eps)
-    state.value = objective(search.look(_point(state.delta, scale, search)), search.y)
+    _spend(state.delta, state, search.ball.eps, order)
+    state.value = objective(search.look(search.ball.point(state.delta)), search.y)
     move = 0
     for span in spans(grid, queries, p, search.x.device, smallest=3, odd=True):
         state.draws = span.draw(search.streams, windows=2, coins=1 + grid.channels)
-        patterns = bumps(span.height, span.width, search.x)
+        patterns = bumps(span.height, span.width, search.x, order)
         for turn in range(span.moves):
             if not search.prune(move, state):
-                return _point(state.delta, scale, search)
-            delta = _shift(state, span, turn, patterns, search.ball.eps)
-            value = objective(search.look(_point(delta, scale, search)), search.y)
+                return search.ball.point(state.delta)
+            delta = _shift(state, span, turn, patterns, search.ball.eps, order)
+            value = objective(search.look(search.ball.point(delta)), search.y)
             better = value > state.value
             state.delta = torch.where(better[:, None], delta, state.delta)
             state.value = torch.where(better, value, state.value)
             move += 1
-    return _point(state.delta, scale, search)
+    return search.ball.point(state.delta)
 
 
-def _shift(state: _Relief, span: Span, turn: int, patterns: Tensor, eps: float) -> Tensor:
+def _shift(state: _Relief, span: Span, turn: int, patterns: Tensor, eps: float, order: int) -> Tensor:
     """Clear one window and raise a bump in another, of the length that this makes free: (n, features)."""
     draws = state.draws[:, turn]
     here, there = span.at(draws[:, 0], draws[:, 1]), span.at(draws[:, 2], draws[:, 3])
     channels = span.grid.channels
     by_channel = (len(draws), channels, span.height * span.width)
     signs = (2 * draws[:, 5:, None] - 1).to(state.delta.dtype)
-    unused = (eps**2 - state.delta.square().sum(1)).clamp_min(0)[:, None, None]
+    unused = (eps**order - _powers(state.delta, order).sum(1)).clamp_min(0)[:, None, None]
     old = state.delta.gather(1, here).view(by_channel)
     cleared = state.delta.gather(1, there).view(by_channel)
     delta = state.delta.scatter(1, there, 0.0)
     kept = delta.gather(1, here).view(by_channel)
-    free = (kept.square() + cleared.square()).sum(2, keepdim=True) + unused / channels
-    new = signs * patterns[draws[:, 4], None] + old / old.norm(dim=2, keepdim=True).clamp_min(_TINY)
-    new = new * (free.sqrt() / new.norm(dim=2, keepdim=True).clamp_min(_TINY))
+    free = (_powers(kept, order) + _powers(cleared, order)).sum(2, keepdim=True) + unused / channels
+    # In L1 one window gets more than is free; the rest, and small changes first, pay for it.
+    free = free.sqrt() if order == 2 else free * channels
+    new = signs * patterns[draws[:, 4], None] + old / old.norm(order, dim=2, keepdim=True).clamp_min(_TINY)
+    new = new * (free / new.norm(order, dim=2, keepdim=True).clamp_min(_TINY))
     delta.scatter_(1, here, new.flatten(1))
-    _spend(delta, state, eps)
+    _spend(delta, state, eps, order)
     return delta
 
 
-def _spend(delta: Tensor, state: _Relief, eps: float) -> None:
+def _powers(values: Tensor, order: int) -> Tensor:
+    return values.square() if order == 2 else values.abs()
+
+
+def _spend(delta: Tensor, state: _Relief, eps: float, order: int) -> None:
     """Make each perturbation as long as the budget allows, in place.
 
-    The range of the features cuts off a part of it, which Algorithm 3 leaves unused; here it is spread
+    The range of the features cuts off a part of it, which the papers leave unused; here it is spread
     over the rest. The second round regains nearly all of it, at a fraction of what a projection costs.
     """
+    if order == 1:
+        _shrink(torch.clamp(delta, state.low, state.high, out=delta), eps)
     for _ in range(2):
-        delta.mul_(eps / delta.norm(dim=1, keepdim=True).clamp_min(_TINY))
+        delta.mul_(eps / delta.norm(order, dim=1, keepdim=True).clamp_min(_TINY))
         torch.clamp(delta, state.low, state.high, out=delta)
 
 
-def _tiles(search: Search, grid: Grid) -> Tensor:
+def _shrink(delta: Tensor, eps: float) -> None:
+    """Take the same from every change until they sum to the budget (nearly: Newton's method, two steps)."""
+    for _ in range(2):
+        size = delta.abs()
+        excess = (size.sum(1, keepdim=True) - eps).clamp_min(0)
+        size -= excess / (size > 0).sum(1, keepdim=True).clamp_min(1)
+        # What rounding left of a change is none, or the next count would depend on it.
+        delta.copy_(torch.where(size > _NOTHING * eps, size, 0).copysign_(delta))
+
+
+def _tiles(search: Search, grid: Grid, order: int) -> Tensor:
     """The start of Algorithm 3: five by five bumps of random sign: (n, features)."""
     x = search.x
     height, width = max(grid.height // 5, 1), max(grid.width // 5, 1)
     down, across = grid.height // height, grid.width // width
     signs = search.streams.signs(grid.channels, down * across, 1, dtype=x.dtype)
     turned = search.streams.integers(2, down * across)
-    tiles = signs * bumps(height, width, x)[turned][:, None]
+    tiles = signs * bumps(height, width, x, order)[turned][:, None]
     tiles = tiles.view(len(x), grid.channels, down, across, height, width).transpose(3, 4)
     top, left = (grid.height - down * height) // 2, (grid.width - across * width) // 2
     canvas = x.new_zeros(len(x), grid.channels, grid.height, grid.width)
     inside = canvas[:, :, top : top + down * height, left : left + across * width]
     inside.copy_(tiles.reshape(inside.shape))
     return canvas.flatten(1)
-
-
-def _point(delta: Tensor, scale: Tensor | float, search: Search) -> Tensor:
-    """The input that a perturbation leads to; the clamp takes away what rounding adds."""
-    moved = delta.view_as(search.x)
-    z = search.x + (moved if isinstance(scale, float) else moved * scale)
-    return torch.clamp(z, search.ball.lower, search.ball.upper)
-
-
-def _scale(search: Search) -> Tensor | float:
-    inputs = search.ball.threat.inputs
-    if inputs is None or inputs.scale == 1.0:
-        return 1.0
-    return inputs.like(inputs.scale, search.x)
