@@ -142,15 +142,16 @@ def _max_pool(dimensions: int) -> Rule:
         exact = func(z.detach(), kernel_size, stride, padding, dilation, ceil_mode, return_indices)
         if return_indices or ceil_mode or z.ndim != dimensions + 2:
             raise ValueError("no surrogate for this form")
-        sides = [_pair(v, dimensions) for v in (kernel_size, stride or kernel_size, padding, dilation)]
+        forms = ((kernel_size, 1), (stride or kernel_size, 1), (padding, 0), (dilation, 1))
+        sides = [_pair(value, dimensions, neutral) for value, neutral in forms]
         return _graft(exact, _soft_pool(z, sides))
 
     return rule
 
 
-def _pair(value: Any, dimensions: int) -> tuple[int, ...]:
+def _pair(value: Any, dimensions: int, neutral: int) -> tuple[int, ...]:
     both = (value,) * dimensions if isinstance(value, int) else tuple(value)
-    return both if dimensions == 2 else (1, *both)
+    return both if dimensions == 2 else (neutral, *both)
 
 
 def _soft_pool(z: Tensor, sides: list[tuple[int, ...]]) -> Tensor:
@@ -275,8 +276,6 @@ _TABLE: dict[str, dict[Rule, list[Any]]] = {
 _RULES: dict[Any, tuple[str, Rule]] = {
     func: (kind, rule) for kind, rules in _TABLE.items() for rule, funcs in rules.items() for func in funcs
 }
-# Operations that only pass on what has no gradient of its own are not counted as masking one.
-_QUIET = {_where, _set_grad_enabled}
 
 
 class _Smoothed(TorchFunctionMode):
@@ -299,7 +298,7 @@ class _Smoothed(TorchFunctionMode):
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
             # A form of the operation that has no surrogate keeps its true gradient.
             return func(*args, **kwargs)
-        if self._seen is not None and rule not in _QUIET and not (rule is _cast and _is_plain_cast(out)):
+        if self._seen is not None and _replaces(rule, args, out):
             self._seen[str(kind)] += 1
         return out
 
@@ -326,9 +325,12 @@ class _Smoothed(TorchFunctionMode):
             return exact
 
 
-def _is_plain_cast(out: Any) -> bool:
-    """Whether a cast stayed among floating-point numbers, where it has a gradient already."""
-    return isinstance(out, Tensor) and not hasattr(out, _SHADOW)
+def _replaces(rule: Rule, args: tuple[Any, ...], out: Any) -> bool:
+    """Whether an operation would have hidden the gradient, instead of only passing it on."""
+    if rule is _set_grad_enabled:
+        return not args[0]
+    # A cast among floating-point numbers has a gradient already.
+    return rule is not _where and (rule is not _cast or hasattr(out, _SHADOW))
 
 
 def _out_of_place(func: Any) -> Any:

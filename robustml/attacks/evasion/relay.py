@@ -70,11 +70,11 @@ def relay(
     *,
     threat: Threat,
     streams: Streams,
-    legs: Annotated[int, Ge(1)] = 16,
-    steps: Annotated[int, Ge(1)] = 15,
+    legs: Annotated[int, Ge(1)] = 28,
+    steps: Annotated[int, Ge(1)] = 12,
     later_steps: Annotated[int, Ge(1)] = 20,
     step_size: Annotated[float, Gt(0)] = 2.0,
-    near: Annotated[float, Gt(0), Le(1)] | None = 0.35,
+    near: Annotated[float, Gt(0), Le(1)] | None = 0.25,
 ) -> Tensor:
     """Short runs in turn, each with another start, loss and gradient: what one cannot break the next may.
 
