@@ -49,7 +49,7 @@ __all__ = ["build_report"]
 # The probes whose attacks count, and what they run.
 _PROBES = {
     "ordering": "fgsm, pgd and noise",
-    "black-box": "hop-skip-jump and square",
+    "black-box": "a short attack without gradients",
     "effort": "the strongest attack of the suite",
     "transfer": "inputs made against the twin",
     "randomness": "a short attack with more draws per step",

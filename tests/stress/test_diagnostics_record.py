@@ -197,6 +197,12 @@ def test_every_probe_serves_known_codes_and_all_guards_are_spoken_for(tmp_path: 
     assert {code for codes in PROBED.values() for code in codes} <= CODES.keys()
     assert list(CODES) == [f"D{number:02}" for number in range(1, len(CODES) + 1)]
     assert finding(stressed(tmp_path, suite=only("fgsm")), "D16").status == "skipped"
+    page = (Path(__file__).parents[2] / "docs/explanation/diagnostics.md").read_text(encoding="utf-8")
+    assert "<!-- generated: diagnostics -->" in page
+    table = page.partition("## What they cost")[2]
+    for kind, codes in PROBED.items():
+        row = next(line for line in table.splitlines() if f"`{kind}`" in line)
+        assert all(code in row for code in codes)
 
 
 @pytest.mark.parametrize("threat", ["linf:0.1", "l2:0.2", "l1:0.4", "l0:2"])

@@ -45,7 +45,7 @@ def probe_binary(bench: Bench, stage: Stage, chunk: int, rows: Rows, limits: Lim
     facts: dict[str, float] = {}
     asked = _Asked(bench.model, limits)
     backward = 0
-    with _features(asked, x[:1]) as features:
+    with _features(asked, x) as features:
         if features is None:
             facts["no_layer"] = 1.0
         else:
@@ -89,7 +89,7 @@ class _Features:
 
 
 @contextlib.contextmanager
-def _features(model: _Asked, sample: Tensor) -> Iterator[_Features | None]:
+def _features(model: _Asked, x: Tensor) -> Iterator[_Features | None]:
     """Listen to the last linear layer that a forward pass goes through; None if there is none."""
     features = _Features(model)
     order: list[nn.Module] = []
@@ -104,7 +104,7 @@ def _features(model: _Asked, sample: Tensor) -> Iterator[_Features | None]:
     listening = [layer.register_forward_pre_hook(note) for layer in linear]
     try:
         with torch.no_grad():
-            model(sample)
+            model(x)
     finally:
         for handle in listening:
             handle.remove()
@@ -114,9 +114,8 @@ def _features(model: _Asked, sample: Tensor) -> Iterator[_Features | None]:
     handle = order[-1].register_forward_pre_hook(keep)
     try:
         with torch.no_grad():
-            wide = sample.repeat(3, *[1] * (sample.ndim - 1))
             # A layer that sees another number of rows, such as patches, has no features of the sample.
-            fits = len(features(wide)) == len(wide)
+            fits = len(features(x)) == len(x)
         yield features if fits else None
     finally:
         handle.remove()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...losses import cross_entropy
-from ...registry import Access, Logits, all_attacks, find_attack
+from ...registry import Access, Logits, find_attack
 from ...sampling import Streams
 from ...threats import Ball
 from ..attacking import Bench, Limits, Outcome, Rows, confirm, run_attack
@@ -28,9 +28,10 @@ _FEWEST = 16
 # Of a trajectory, the calls at its end and the share of the whole rise that they may still add.
 _TAIL = 10
 _STILL_RISING = 0.05
-# Decision-based attacks are slow, so few samples are tried: (samples, queries).
-_DECISIONS = (16, 200)
-_SCORES = 200
+# Decision-based attacks are slow, so few samples are tried, with the first attack that has the norm.
+_DECISIONS = ("rays", "hop-skip-jump")
+_DECISION_SAMPLES, _DECISION_QUERIES = 16, 200
+_SCORE_QUERIES = 200
 _TRANSFER_STEPS = 20
 
 
@@ -75,27 +76,21 @@ def probe_black_box(
 ) -> tuple[Record, Evidence | None]:
     """D11: a decision-based attack on a few survivors, and a score-based one if the suite has none."""
     assert stage.threat is not None
-    samples, queries = _DECISIONS
-    few = rows.first(samples).standing
-    plans = {"hop-skip-jump": queries}
-    if not any(
+    few = rows.first(_DECISION_SAMPLES).standing
+    norm = stage.threat.norm
+    name = next((name for name in _DECISIONS if norm in find_attack(name).norms), None)
+    plans = {} if name is None else {name: _DECISION_QUERIES}
+    if norm in find_attack("square").norms and not any(
         find_attack(entry.use).access is Access.SCORE
         for entry in bench.plan.suite.attack
-        if unusable(entry, bench.model.access, stage.threat.norm) is None
+        if unusable(entry, bench.model.access, norm) is None
     ):
-        plans["square"] = _SCORES
+        plans["square"] = _SCORE_QUERIES
     outcomes: list[Outcome] = []
     for name, count in plans.items():
-        if name not in all_attacks():
-            continue
-        attack = find_attack(name)
-        if stage.threat.norm in attack.norms:
-            key, options = f"{stage.key}/{name}", {"queries": count}
-            outcomes.append(run_attack(bench, attack, options, stage.threat, key, few, limits))
-    facts = {"probed": float(len(few)) if outcomes else 0.0}
-    record, evidence = record_of(stage, chunk, outcomes, few, facts)
-    facts["broken"] = float(len(record.broken))
-    return record, evidence
+        key, options = f"{stage.key}/{name}", {"queries": count}
+        outcomes.append(run_attack(bench, find_attack(name), options, stage.threat, key, few, limits))
+    return record_of(stage, chunk, outcomes, few, {"probed": float(len(few)) if outcomes else 0.0})
 
 
 def probe_transfer(
