@@ -75,15 +75,15 @@ def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """Targeted difference of logits ratio (Croce & Hein 2020, equation 7): (n,).
 
-    With three classes the fourth largest logit of the denominator does not exist and the third takes its
-    place; with two classes the plain difference of the logits is returned (see `dlr`).
+    With three classes there is no fourth logit in the denominator, and with the third in its place the ratio
+    of a target with the lowest logit is constant, so that its gradient vanishes: with fewer than four the
+    plain difference of the logits is returned.
     """
     gap = targeted_margin(logits, y, target)
-    classes = logits.shape[1]
-    if classes < 3:
+    if logits.shape[1] < 4:
         return gap
-    top = logits.topk(min(4, classes), dim=1).values
-    return gap / (top[:, 0] - (top[:, 2] + top[:, -1]) / 2).clamp_min(_TINY)
+    top = logits.topk(4, dim=1).values
+    return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp_min(_TINY)
 
 
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "dlr": dlr, "margin": margin}

@@ -1,4 +1,4 @@
-"""Inside `smoothed` forward passes are what they were, to the last bit, and backward passes lead somewhere."""
+"""Inside `smoothed` forward passes stay as they were, to the last bit, and backward passes lead somewhere."""
 
 from __future__ import annotations
 
