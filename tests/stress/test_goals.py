@@ -151,6 +151,7 @@ def test_misclassified_samples_are_not_counted_as_robust(tmp_path: Path) -> None
     assert all(letter == "m" for row, letter in letters(plain).items() if row < 8)
 
 
+@pytest.mark.slow
 def test_goals_are_at_most_as_easy_as_any_mistake(tmp_path: Path) -> None:
     anything = letters(run(aimed_target(tmp_path), tmp_path / "any"))
     for number, goals in enumerate(GOALS):

@@ -202,7 +202,7 @@ def test_random_numbers_of_the_process_stay_as_they_were(tmp_path: Path) -> None
         assert not torch.equal(first, torch.rand(3))
 
 
-@pytest.mark.parametrize("source", ["rows", "call"])
+@pytest.mark.parametrize("source", ["rows", pytest.param("call", marks=pytest.mark.slow)])
 def test_same_seed_same_report_and_the_replay_agrees(tmp_path: Path, source: str) -> None:
     chosen = noisy_target(tmp_path, Noisy(0.15, source=source))
     first = run(chosen, tmp_path / "a")
@@ -223,7 +223,10 @@ def test_same_seed_same_report_and_the_replay_agrees(tmp_path: Path, source: str
     assert masked(other)["samples"]["evidence"] != masked(first)["samples"]["evidence"]
 
 
-@pytest.mark.parametrize("share", [0.1, 0.4, 0.8])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("share", [pytest.param(0.1, marks=SLOW), 0.4, pytest.param(0.8, marks=SLOW)])
 def test_an_interrupted_run_goes_on_to_the_same_report(tmp_path: Path, share: float) -> None:
     whole = Counting(Noisy())
     expected = run(noisy_target(tmp_path, whole), tmp_path / "whole")
@@ -244,7 +247,7 @@ def test_shards_merge_to_the_same_report(tmp_path: Path) -> None:
     assert masked(merge_runs(paths, tmp_path / "merged", chosen)) == masked(whole)
 
 
-@pytest.mark.parametrize(("on", "scale"), [("inputs", 0.05), ("logits", 0.1)])
+@pytest.mark.parametrize(("on", "scale"), [("inputs", 0.05), pytest.param("logits", 0.1, marks=SLOW)])
 def test_noise_does_not_save_a_linear_model(tmp_path: Path, on: str, scale: float) -> None:
     """Symmetric noise leaves the majority of the answers where it is, so the closed form stays."""
     x = points()
