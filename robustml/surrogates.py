@@ -283,12 +283,15 @@ class _Smoothed(TorchFunctionMode):
         super().__init__()
         self._kinds = kinds
         self._seen = seen
+        self._silent = False  # whether the model has switched gradients off
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         kind, rule = _RULES.get(func, (None, None))
+        if rule is _set_grad_enabled:
+            self._silent = not args[0]
         if rule is None or not (self._kinds is None or kind in self._kinds):
             return self._carry(func, args, kwargs)
         if rule is not _set_grad_enabled and not any(_flows(value) for value in args):
@@ -315,7 +318,14 @@ class _Smoothed(TorchFunctionMode):
     def _carry(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Any other operation on whole numbers whose gradient travels beside them."""
         if not any(hasattr(value, _SHADOW) for value in args):
-            return func(*args, **kwargs)
+            try:
+                return func(*args, **kwargs)
+            except RuntimeError:
+                # Some things can be done without gradients only, such as filling a new parameter.
+                if not self._silent:
+                    raise
+                with torch.no_grad():
+                    return func(*args, **kwargs)
         exact = func(*args, **kwargs)
         if not isinstance(exact, Tensor):
             return exact

@@ -146,6 +146,30 @@ def test_forms_without_a_surrogate_are_left_alone() -> None:
         assert set(gradient.unique().tolist()) <= {0.0, 1.0}
 
 
+class Maker(nn.Module):
+    """Builds a layer in its forward pass, which fills parameters in place with gradients switched off."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer = nn.Linear(8, 4)
+        nn.init.constant_(layer.weight, 0.5)
+        nn.init.zeros_(layer.bias)
+        logits: Tensor = layer(x.relu())
+        return logits
+
+
+def test_what_can_only_be_done_without_gradients_still_works() -> None:
+    point = images().requires_grad_()
+    with smoothed():
+        value = Maker()(point)
+    assert torch.equal(value, Maker()(point))
+    assert (torch.autograd.grad(value.sum(), point)[0] != 0).all()
+
+
+def test_an_error_of_the_model_stays_its_error() -> None:
+    with smoothed(), pytest.raises(RuntimeError, match="shape"):
+        images() @ torch.zeros(3, 3)
+
+
 def test_weights_that_are_frozen_get_no_gradient_and_modules_are_not_touched() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(128, 4), nn.ReLU(), nn.Linear(4, 3)).requires_grad_(False)
     before = {name: value.clone() for name, value in net.state_dict().items()}

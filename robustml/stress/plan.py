@@ -19,7 +19,7 @@ from ..schema import Frozen
 from ..threats import Threat, parse_threat
 from .probing import doubled, is_wanted
 from .randomized import Randomness
-from .suite import CurveAttack, Suite, unusable
+from .suite import CurveAttack, Suite, kept_for, unusable
 
 __all__ = ["Plan", "Stage", "curve_budgets", "stages"]
 
@@ -176,6 +176,8 @@ def _threat_stages(plan: Plan, threat: Threat) -> Iterator[Stage]:
     if is_wanted(plan.suite, "state"):
         yield Stage(f"{name}/before", "before", threat, name)
     for entry in plan.suite.attack:
+        if kept_for(entry, access, threat.norm) is not None:
+            continue
         reason = unusable(entry, access, threat.norm)
         yield Stage(f"{name}/{entry.id}", "attack", threat, name, entry, reason)
     yield from _attacking_probes(plan, threat)

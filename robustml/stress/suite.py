@@ -22,6 +22,7 @@ __all__ = [
     "DiagnosticSettings",
     "Suite",
     "complete",
+    "kept_for",
     "load_suite",
     "suite_names",
     "unusable",
@@ -195,13 +196,21 @@ def complete(suite: Suite, access: Access, norms: Iterable[str]) -> Suite:
 
 def unusable(entry: CurveAttack, access: Access, norm: str) -> str | None:
     """Why an attack of the suite cannot be used against a model under a norm, or None if it can."""
-    if isinstance(entry, AttackEntry) and entry.only and access.label not in entry.only:
-        return f"the suite keeps it for models with {' or '.join(entry.only)} access"
-    if isinstance(entry, AttackEntry) and entry.norms and norm not in entry.norms:
-        return f"the suite keeps it for {' or '.join(entry.norms)}"
+    reason = kept_for(entry, access, norm)
+    if reason is not None:
+        return reason
     attack = find_attack(entry.use)
     if attack.access > access:
         return f"it needs {attack.access.label} access and the model gives {access.label} access"
     if norm not in attack.norms:
         return f"it has no {norm} version"
+    return None
+
+
+def kept_for(entry: CurveAttack, access: Access, norm: str) -> str | None:
+    """What the suite itself keeps an attack for, if it is not a model or a norm like this."""
+    if isinstance(entry, AttackEntry) and entry.only and access.label not in entry.only:
+        return f"the suite keeps it for models with {' or '.join(entry.only)} access"
+    if isinstance(entry, AttackEntry) and entry.norms and norm not in entry.norms:
+        return f"the suite keeps it for {' or '.join(entry.norms)}"
     return None
