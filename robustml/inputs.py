@@ -211,7 +211,8 @@ class InputSpec:
     def from_unit(self, z: Tensor, x: Tensor) -> Tensor:
         """Map a batch (n, *shape) from [0, 1] back to valid inputs of the precision of `x`.
 
-        Whole numbers and levels are rounded, and what is immutable is as in `x`. One-hot groups are left to the caller.
+        Whole numbers and levels are rounded, and what is immutable is as in `x`. One-hot groups are left to
+        the caller.
         """
         low, high = (self.like(side, z) for side in self.bounds)
         if self.levels is not None:

@@ -84,8 +84,8 @@ class Threat(ABC):
             )
         if self.norm != "l0" and self.eps * (1 + TOLERANCE) < inputs.level:
             raise InputError(
-                f"eps={self.eps:g} is less than one of the {inputs.levels} levels that a feature can have, so "
-                f"nothing could change; one level is {inputs.level:g}"
+                f"eps={self.eps:g} is less than one of the {inputs.levels} levels that a feature can have, "
+                f"so nothing could change; one level is {inputs.level:g}"
             )
 
     @property

@@ -132,7 +132,7 @@ def test_snapped_points_are_at_levels_and_in_the_ball(
         levels = inputs.level_of(snapped.double())
         assert ((levels - levels.round()).abs() < 0.03)[snapped != x].all()
         assert torch.equal(ball.snap(snapped), snapped)
-        # Nothing is further from the relaxed point than half a level, or a whole one where half would not fit.
+        # No further from the relaxed point than half a level, or a whole one where half would not fit.
         gap = (inputs.level_of(point.double()) - levels).abs()
         assert (gap < 1.05).all()
 

@@ -64,7 +64,8 @@ class Nearest(Search):
 
     def _record(self, point: Tensor, logits: Tensor) -> None:
         distance = self.ball.length(point)
-        nearer = is_wrong(logits, self.y) & (distance < self._near)
+        # A sample that has what it needs may stay for a while, by how many others do; that must not show.
+        nearer = is_wrong(logits, self.y) & (distance < self._near) & ~self._hit
         overwrite_(self._point, nearer, point)
         self._near = torch.where(nearer, distance, self._near)
         self._hit |= self._near <= self._until

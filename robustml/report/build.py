@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import statistics
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -36,6 +37,7 @@ from .parts import (
     EvidenceFile,
     ModelInfo,
     Passes,
+    Queries,
     Randomized,
     Samples,
     Score,
@@ -220,7 +222,14 @@ def _attack(totals: StageTotals) -> AttackResult:
         unconfirmed=totals.unconfirmed,
         passes=Passes(forward=totals.forward, backward=totals.backward),
         seconds=round(totals.seconds, 3),
+        queries=_queries(totals),
     )
+
+
+def _queries(totals: StageTotals) -> Queries | None:
+    if not totals.queries:
+        return None
+    return Queries(median=statistics.median(totals.queries), max=max(totals.queries))
 
 
 def _access(totals: StageTotals) -> Any:

@@ -31,6 +31,7 @@ __all__ = [
     "Passes",
     "Picture",
     "PlainData",
+    "Queries",
     "Randomized",
     "Samples",
     "Score",
@@ -177,6 +178,13 @@ class Passes(Frozen):
     backward: Count = 0
 
 
+class Queries(Frozen):
+    """How often the model was asked about a sample before it broke, over the samples that broke."""
+
+    median: float = Field(ge=0)
+    max: Count
+
+
 class AttackResult(Frozen):
     """One attack of the suite; it saw only the samples that had survived the ones before it."""
 
@@ -195,6 +203,8 @@ class AttackResult(Frozen):
     """Samples that the attack claimed but that the check outside it did not confirm; not counted."""
     passes: Passes
     seconds: float = Field(ge=0)
+    queries: Queries | None = None
+    """Attacks on scores or labels alone; None where nothing broke or calls could not be told apart."""
 
 
 class CurvePoint(Frozen):

@@ -164,4 +164,9 @@ def attack_note(attack: AttackResult) -> str:
         notes.append(f"{count(attack.rescued)} broken at a point that the attack visited but did not return")
     if attack.unconfirmed:
         notes.append(f"{count(attack.unconfirmed)} claimed but not confirmed, and not counted")
+    if attack.queries is not None:
+        median, most = attack.queries.median, attack.queries.max
+        notes.append(
+            f"queries per broken sample: {count(round(median))} in the median, {count(most)} at most"
+        )
     return "; ".join(notes)

@@ -153,6 +153,8 @@ class Outcome:
     status: Any
     meter: Meter
     checks: int
+    queries: list[int] = dataclasses.field(default_factory=list)
+    """Forward passes that each broken sample took, in the order of the evidence; empty if not known."""
 
 
 def run_attack(
@@ -281,7 +283,13 @@ def _joined(outcomes: list[Outcome], groups: list[Tensor]) -> Outcome:
         status=next((o.status for o in outcomes if o.status != "complete"), "complete"),
         meter=first.meter,
         checks=sum(outcome.checks for outcome in outcomes),
+        queries=_in_order([outcome.queries for outcome in outcomes], order),
     )
+
+
+def _in_order(parts: list[list[int]], order: np.ndarray[Any, Any]) -> list[int]:
+    queries = [count for part in parts for count in part]
+    return [queries[place] for place in order] if len(queries) == len(order) else []
 
 
 def confirm(
@@ -319,6 +327,7 @@ def confirm(
         status=status,
         meter=meter,
         checks=checks + grid_checks,
+        queries=torch.where(meter.hit, meter.needed, meter.asked)[rows].tolist() if meter.matched else [],
     )
 
 

@@ -41,6 +41,8 @@ class Record(Frozen):
     """Positions in the plan of the samples with a confirmed adversarial example, ascending."""
     distances: list[float] = []
     """For each of `broken`, the size of its perturbation."""
+    queries: list[Count] = []
+    """For each of `broken`, the forward passes until its adversarial point was visited; or nothing."""
     digests: list[str] = []
     """For each of `broken`, the start of the SHA-256 over its rows of the evidence file."""
     rescued: Count = 0

@@ -37,6 +37,8 @@ class StageTotals:
     """Samples that the stage should have seen and did not."""
     status: Literal["complete", "passes", "time"] = "complete"
     facts: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    queries: list[int] = field(default_factory=list)
+    """Forward passes for each sample that broke, where the attack asks for nothing but answers."""
     late: int = 0
     """Curve only: samples that stood at the threat's own, larger budget until this stage broke them."""
 
@@ -171,6 +173,9 @@ class Ledger:
                 f"{record.stage}, chunk {record.chunk} attacked {record.attempted} samples, but "
                 f"{len(expected.standing)} were standing"
             )
+        if record.queries and len(record.queries) != len(record.broken):
+            raise InputError(f"{record.stage}, chunk {record.chunk} does not hold one query count per sample")
+        total.queries += record.queries
         own = next(t for t in self.plan.bound_threats if t.name == total.stage.of)
         smallest, reached = self.eps[threat.norm], _reached(record, threat)
         before = smallest[positions].copy()

@@ -46,6 +46,9 @@ class Meter:
         forward, backward: Samples that went through the model, and gradients that came back.
         hit: Whether an adversarial point was visited, bool (n,).
         point: That point, the input itself where there is none (n, *shape).
+        asked: Forward passes for each sample, int64 (n,), as far as calls can be matched.
+        needed: How many until the adversarial point was visited, 0 where there is none: int64 (n,).
+        matched: Whether every call could be matched, so that `asked` and `needed` are complete.
     """
 
     def __init__(
@@ -72,6 +75,9 @@ class Meter:
         self.backward = 0
         self.hit = torch.zeros(len(y), dtype=torch.bool, device=y.device)
         self.point = ball.x.clone()
+        self.asked = torch.zeros(len(y), dtype=torch.int64, device=y.device)
+        self.needed = self.asked.clone()
+        self.matched = True
         self._focused: tuple[Tensor, Ball, Tensor] | None = None
 
     def focus(self, rows: Tensor) -> None:
@@ -112,7 +118,9 @@ class Meter:
     def _watch(self, x: Tensor, logits: Tensor) -> None:
         rows, ball, y = self._focused or (None, self._ball, self._y)
         if len(x) != len(y):
+            self.matched = False
             return
+        self.asked[slice(None) if rows is None else rows] += self._weight
         hit = is_wrong(logits, y)
         new = hit & ~(self.hit if rows is None else self.hit[rows])
         if x.device.type == "cpu":
@@ -122,9 +130,11 @@ class Meter:
         new &= ball.contains(x)
         if rows is None:
             self.point = torch.where(per_row(new, x), x, self.point)
+            self.needed = torch.where(new, self.asked, self.needed)
             self.hit |= new
         else:
             self.point[rows] = torch.where(per_row(new, x), x, self.point[rows])
+            self.needed[rows] = torch.where(new, self.asked[rows], self.needed[rows])
             self.hit[rows] |= new
 
     def _keep_few(self, rows: Tensor | None, ball: Ball, new: Tensor, x: Tensor) -> None:
@@ -134,4 +144,5 @@ class Meter:
         places = places[ball.select(places).contains(x[places])]
         here = places if rows is None else rows[places]
         self.point[here] = x[places]
+        self.needed[here] = self.asked[here]
         self.hit[here] = True

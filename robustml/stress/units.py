@@ -10,7 +10,7 @@ import torch
 
 from ..errors import InputError, RobustmlError, RunError
 from ..losses import margin
-from ..registry import find_attack
+from ..registry import Access, find_attack
 from .attacking import Bench, Limits, Rows, run_attack
 from .corrupting import CORRUPTING, corrupt, search
 from .curve import Known, nearer
@@ -111,6 +111,7 @@ def _attack(
         unconfirmed=outcome.unconfirmed,
         forward=outcome.meter.forward,
         backward=outcome.meter.backward,
+        queries=outcome.queries if known is None and attack.access < Access.GRADIENT else [],
         checks=outcome.checks,
         facts={"claims": float(outcome.claims), "on_grid": float(outcome.grid_survivors)},
     )

@@ -154,3 +154,27 @@ def test_the_meter_is_a_model() -> None:
     x, y, _, ball = setting()
     model: Logits = Meter(linear(), ball, y)
     assert torch.equal(model(x), linear()(x))
+
+
+@pytest.mark.parametrize("weight", [1, 3])
+def test_the_queries_of_each_sample_are_counted_until_it_breaks(weight: int) -> None:
+    """Sample k breaks at the query k + 1 after the samples before it have left; the last one never does."""
+    x, y = torch.zeros(4, 1), torch.zeros(4, dtype=torch.int64)
+    ball = Linf(0.5, InputSpec(shape=(1,))).around(x)
+
+    def model(z: Tensor) -> Tensor:
+        return torch.stack([torch.full_like(z[:, 0], 0.2), z[:, 0]], dim=1)
+
+    meter = Meter(model, ball, y, weight=weight)
+    for turn in range(3):
+        rows = torch.arange(turn, 4)
+        meter.focus(rows)
+        z = torch.zeros(len(rows), 1)
+        z[0] = 0.3
+        meter(z)
+        meter(z)
+    assert meter.matched
+    assert meter.needed.tolist() == [weight, 3 * weight, 5 * weight, 0]
+    assert meter.asked.tolist() == [2 * weight, 4 * weight, 6 * weight, 6 * weight]
+    meter(torch.zeros(3, 1))
+    assert not meter.matched

@@ -22,7 +22,7 @@ _NOTHING = 1e-7  # a change that is this share of the budget does not count
     "square",
     access=Access.SCORE,
     norms={"linf", "l2", "l1"},
-    reference="Andriushchenko, Croce, Flammarion and Hein 2020, Algorithms 1 to 3; for L1 Croce and Hein 2021",
+    reference="Andriushchenko, Croce, Flammarion and Hein 2020, Algorithms 1 to 3; L1: Croce and Hein 2021",
 )
 def square(
     model: Logits,
@@ -126,9 +126,7 @@ def _run_relief(search: Search, objective: Loss, queries: int, p: float) -> Tens
     """Algorithm 3, and its version for L1: the budget of one window moves into another."""
     grid, order = Grid.of(search.x), 1 if search.ball.threat.norm == "l1" else 2
     low, high = search.ball.room()
-    state = _Relief(
-        delta=_tiles(search, grid, order), value=search.y, low=low, high=high, draws=search.rows
-    )
+    state = _Relief(delta=_tiles(search, grid, order), value=search.y, low=low, high=high, draws=search.rows)
     _spend(state.delta, state, search.ball.eps, order)
     state.value = objective(search.look(search.ball.point(state.delta)), search.y)
     move = 0
