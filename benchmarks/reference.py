@@ -27,6 +27,7 @@ import robustml as rml
 from robustml.threats import parse_threat
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+ORDERS = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}
 NAMES = ["mnist_pgd", *ZOO]
 
 
@@ -47,7 +48,13 @@ class Passes:
 
 @dataclass
 class Reference:
-    """One evaluation by AutoAttack; `fingerprint` names the network, the data and the threat model."""
+    """One evaluation by AutoAttack.
+
+    Attributes:
+        fingerprint: Names the network, the data and the threat model.
+        standing: Rows that it did not break, of those that were classified correctly.
+        excess: How far its farthest point lies beyond eps, in float64; rounding leaves some 1e-8.
+    """
 
     model: str
     threat: str
@@ -60,7 +67,7 @@ class Reference:
     passes: Passes
     seconds: float
     stages: list[dict[str, Any]] = field(default_factory=list)
-    outside: int = 0
+    excess: float | None = None
 
     @classmethod
     def read(cls, file: Path) -> Reference:
@@ -111,21 +118,25 @@ def fingerprint(case: Case) -> str:
 
 
 def reference(case: Case, checkout: Path | None, cache: Path | None, *, seed: int, batch: int) -> Reference:
-    """AutoAttack's verdict: from the cache where it has one on these weights, data and settings."""
-    file = cache / f"{case.name}.json" if cache else None
+    """AutoAttack's verdict: from the cache where it has one on these weights, data and settings.
+
+    A result takes minutes, so one on other settings is never overwritten; the new one gets a longer name.
+    """
     digest = fingerprint(case)
-    if file is not None and file.is_file():
-        found = Reference.read(file)
-        if (found.fingerprint, found.seed, found.batch) == (digest, seed, batch):
-            return found
-        print(f"{file} is of other weights, data or settings; AutoAttack runs again", file=sys.stderr)
+    files = (
+        [cache / f"{case.name}{end}.json" for end in ("", f"-{digest[:8]}-{seed}-{batch}")] if cache else []
+    )
+    for file in files:
+        if file.is_file():
+            found = Reference.read(file)
+            if (found.fingerprint, found.seed, found.batch) == (digest, seed, batch):
+                return found
     if checkout is None:
-        raise SystemExit(
-            f"the cache has no result of AutoAttack on {case.name}; give its checkout, --autoattack"
-        )
+        raise SystemExit(f"AutoAttack's result on {case.name} is not in the cache; give its checkout")
     fresh = attack(case, checkout, digest, seed=seed, batch=batch)
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
+    if cache is not None:
+        cache.mkdir(parents=True, exist_ok=True)
+        file = next(file for file in files if not file.is_file() or file is files[-1])
         file.write_text(json.dumps(asdict(fresh), indent=1) + "\n", encoding="utf-8")
     return fresh
 
@@ -153,6 +164,7 @@ def attack(case: Case, checkout: Path, digest: str, *, seed: int, batch: int) ->
         judge.logger.log = note_stages(stages, passes, len(case.x), begun)
         points, labels = judge.run_standard_evaluation(case.x, case.y, bs=batch, return_labels=True)
         seconds = time.perf_counter() - begun
+    moved = (points.double() - case.x.double()).flatten(1)
     return Reference(
         model=case.name,
         threat=case.threat,
@@ -165,7 +177,7 @@ def attack(case: Case, checkout: Path, digest: str, *, seed: int, batch: int) ->
         passes=passes,
         seconds=round(seconds, 1),
         stages=stages,
-        outside=int((~threat.around(case.x).contains(points)).sum()),
+        excess=float(torch.linalg.vector_norm(moved, ORDERS[threat.norm], dim=1).max()) - threat.eps,
     )
 
 
