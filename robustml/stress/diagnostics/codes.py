@@ -169,7 +169,8 @@ CODES = {
     "D17": Code(
         title="binarization test",
         critical=True,
-        threshold="fails when the suite finds less than 95 % of the adversarial inputs that must exist",
+        threshold="fails when the suite finds less than 95 % of the inputs that must exist, with 95 % "
+        "confidence; warns when it finds less",
         meaning="For each sample a new linear head on the penultimate features separates one point at the "
         "edge of the ball from random ones within (Zimmermann et al. 2022). An adversarial input exists, so "
         "a suite that does not find it says nothing about the robustness of the model behind these features.",

@@ -61,10 +61,12 @@ def black_box(ledger: Ledger, threat: Threat) -> Finding:
         return Finding("D11", "skipped", None, no_probe(ledger, "no survivor was left for such an attack"))
     probe = ledger.totals.get(f"{threat.name}/black-box")
     found = probe.first if probe is not None else []
-    detail = (
-        f"attacks without gradients broke {len(late)} of the {tried} samples that withstood those with "
-        f"gradients, and a probe {len(found)} of {probed} survivors"
-    )
+    detail = f"a short attack without gradients broke {len(found)} of {probed} survivors"
+    if tried:
+        detail = (
+            f"attacks without gradients broke {len(late)} of the {tried} samples that withstood those with "
+            f"gradients; {detail}"
+        )
     if late or found:
         detail += f": {_ids(ledger, sorted([*late, *found]))}"
     limit = luck(ledger, 0.002)

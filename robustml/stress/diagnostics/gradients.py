@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from ...registry import Access, find_attack
 from ...threats import Threat
 from ..ledger import Ledger
-from .judging import Finding, facts_of, no_probe, standing, status_of
+from ..plan import Stage
+from .judging import Finding, facts_of, no_probe, stages_of, standing, status_of
 
 __all__ = ["gradients", "honesty", "roughness", "saturation"]
 
@@ -64,15 +66,19 @@ def saturation(ledger: Ledger, threat: Threat) -> Finding:
     total = ledger.totals["clean"]
     share = total.facts["saturated"] / max(total.attempted, 1)
     robust_losses = any(
-        totals.stage.kind == "attack"
-        and totals.stage.entry is not None
-        and totals.stage.of == threat.name
-        and totals.stage.entry.options.get("loss") in {"margin", "dlr"}
-        and totals.attempted
-        for totals in ledger.totals.values()
+        totals.stage.kind == "attack" and totals.attempted and _has_margin(totals.stage)
+        for totals in stages_of(ledger, threat)
     )
     detail = f"{total.facts['saturated']:.0f} of {total.attempted} clean outputs are saturated"
     if share <= 0.05:
         return Finding("D03", "pass", share, detail)
     nobody = ledger.plan.access != "gradient" or robust_losses or not standing(ledger, threat)
     return Finding("D03", "warn" if nobody else "fail", share, detail)
+
+
+def _has_margin(stage: Stage) -> bool:
+    """Whether an attack works on differences of logits; one that offers no choice of the loss does."""
+    assert stage.entry is not None
+    if "loss" in stage.entry.options:
+        return stage.entry.options["loss"] in {"margin", "dlr"}
+    return find_attack(stage.entry.use).access is Access.GRADIENT

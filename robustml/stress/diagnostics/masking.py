@@ -5,16 +5,17 @@ from __future__ import annotations
 from ...registry import Access
 from ...surrogates import KINDS
 from ...threats import Threat
-from ..estimates import paired_difference
+from ..estimates import clopper_pearson, paired_difference
 from ..ledger import Ledger
 from ..probing import follows_surrogates
-from .judging import Finding, facts_of, no_probe
+from .judging import Finding, Status, facts_of, no_probe
 
 __all__ = ["binarization", "components", "oblivious", "surrogates"]
 
 # A family of operations is named when it explains this share of the gap alone, and of what the best one does.
 _EXPLAINS = 0.5
 _CLEAR, _LEAST = 0.05, 0.005
+_FOUND = 0.95
 # Operations that pass back no gradient at all, unlike those that do so for some of their inputs.
 _CUTTING = {"round", "sign", "compare", "cast", "detach"}
 
@@ -36,7 +37,9 @@ def binarization(ledger: Ledger, threat: Threat) -> Finding:
         f"the suite found {found:.0f} of {made:.0f} adversarial inputs that exist by construction; "
         f"random points alone found {facts['by_chance']:.0f}"
     )
-    return Finding("D17", "fail" if found < 0.95 * made else "pass", found / made, detail)
+    sure = clopper_pearson(int(found), int(made))[1] < _FOUND
+    status: Status = "fail" if sure else "warn" if found < _FOUND * made else "pass"
+    return Finding("D17", status, found / made, detail)
 
 
 def _no_heads(ledger: Ledger, facts: dict[str, float]) -> str:

@@ -28,10 +28,10 @@ _FEWEST = 16
 # Of a trajectory, the calls at its end and the share of the whole rise that they may still add.
 _TAIL = 10
 _STILL_RISING = 0.05
-# Decision-based attacks are slow, so few samples are tried, with the first attack that has the norm.
+# Attacks without gradients are slow, so few samples are tried: with labels by the first attack of the norm.
 _DECISIONS = ("rays", "hop-skip-jump")
-_DECISION_SAMPLES, _DECISION_QUERIES = 16, 200
-_SCORE_QUERIES = 200
+_DECISION_SAMPLES, _DECISION_QUERIES = 16, 150
+_SCORE_SAMPLES, _SCORE_QUERIES = 32, 200
 _TRANSFER_STEPS = 20
 
 
@@ -76,21 +76,29 @@ def probe_black_box(
 ) -> tuple[Record, Evidence | None]:
     """D11: a decision-based attack on a few survivors, and a score-based one if the suite has none."""
     assert stage.threat is not None
-    few = rows.first(_DECISION_SAMPLES).standing
     norm = stage.threat.norm
-    name = next((name for name in _DECISIONS if norm in find_attack(name).norms), None)
-    plans = {} if name is None else {name: _DECISION_QUERIES}
-    if norm in find_attack("square").norms and not any(
+    plans = [
+        (name, _DECISION_SAMPLES, _DECISION_QUERIES) for name in _DECISIONS if norm in find_attack(name).norms
+    ][:1]
+    if norm in find_attack("square").norms and not _has_scores(bench, norm):
+        plans.append(("square", _SCORE_SAMPLES, _SCORE_QUERIES))
+    outcomes: list[Outcome] = []
+    tried = rows.standing[:0]
+    for name, samples, queries in plans:
+        few = rows.first(samples).standing
+        key, options = f"{stage.key}/{name}", {"queries": queries}
+        outcomes.append(run_attack(bench, find_attack(name), options, stage.threat, key, few, limits))
+        tried = np.union1d(tried, few)
+    return record_of(stage, chunk, outcomes, tried, {"probed": float(len(tried))})
+
+
+def _has_scores(bench: Bench, norm: str) -> bool:
+    """Whether the suite itself attacks through scores."""
+    return any(
         find_attack(entry.use).access is Access.SCORE
         for entry in bench.plan.suite.attack
         if unusable(entry, bench.model.access, norm) is None
-    ):
-        plans["square"] = _SCORE_QUERIES
-    outcomes: list[Outcome] = []
-    for name, count in plans.items():
-        key, options = f"{stage.key}/{name}", {"queries": count}
-        outcomes.append(run_attack(bench, find_attack(name), options, stage.threat, key, few, limits))
-    return record_of(stage, chunk, outcomes, few, {"probed": float(len(few)) if outcomes else 0.0})
+    )
 
 
 def probe_transfer(
