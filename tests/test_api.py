@@ -115,12 +115,12 @@ def test_scores_under_a_norm_that_no_score_attack_has(suite: str) -> None:
     x, y = data("float64")
     estimator = LogisticRegression(C=100).fit(x, y)
     model = BlackBox.from_sklearn(estimator, inputs=InputSpec(shape=(FEATURES,), dtype="float64"))
-    report = stressed(model, (x, estimator.predict(x)), suite, threats=["l1:0.5"])
+    report = stressed(model, (x, estimator.predict(x)), suite, threats=["l0:2"])
     assert report.threats[0].robust_accuracy.upper is None
     assert not report.trusted
 
 
-def test_labels_only_through_the_toolbox() -> None:
+def test_labels_only() -> None:
     x, y = data("float64")
     estimator = LogisticRegression(C=100).fit(x, y)
     spec = InputSpec(shape=(FEATURES,), dtype="float64")
@@ -129,7 +129,7 @@ def test_labels_only_through_the_toolbox() -> None:
     report = stressed(model, (x, y), "quick", threats=[Linf(0.4)])
     ran = {row.id for row in report.threats[0].attacks if row.status == "ran"}
     assert "hop-skip-jump" in ran
-    assert {row.id for row in report.threats[0].attacks if row.status == "skipped"} >= {"fgsm", "square"}
+    assert {row.id for row in report.threats[0].attacks if row.status == "skipped"} >= {"fgsm", "relay"}
     assert "that see only labels" in report.verdict
     assert report.threats[0].outcomes.count("b") > 0
 

@@ -103,7 +103,7 @@ def _entry(
         predicted=predicted,
         attack=record.stage.partition("/")[2],
         distance=round(distance, 6),
-        eps=eps,
+        eps=round(eps, 6),
         picture=None if redact or not spec.is_image else _picture(original, adversarial, spec),
         changes=[] if redact or spec.is_image else _changes(original, adversarial, spec),
     )

@@ -256,7 +256,7 @@ class Fragile(Frozen):
     attack: str
     distance: float = Field(ge=0)
     eps: float = Field(ge=0)
-    """The smallest budget of the curve at which it broke."""
+    """The smallest budget within which it is known to break."""
     picture: Picture | None = None
     changes: list[Change] = Field(default_factory=list)
 

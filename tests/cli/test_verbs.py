@@ -130,7 +130,7 @@ def test_doctor_says_what_it_found(bench, command, refused, monkeypatch) -> None
     outcome = command("doctor", bench.folder)
     assert outcome.code == 0
     assert all(line.startswith("ok  ") for line in outcome.out.splitlines())
-    for said in ("243 parameters, gradient access", "40 samples", "two calls agree", "reaches the input"):
+    for said in ("243 parameters, gradient access", "40 samples", "5 calls agree", "reaches the input"):
         assert said in outcome.out
     monkeypatch.chdir(bench.folder)
     found = json.loads(command("doctor", "--json").out)

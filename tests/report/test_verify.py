@@ -258,7 +258,13 @@ def test_a_survivor_that_was_broken_is_found_by_doing_it_again(copied: tuple[Pat
         forged = []
         for r in records:
             if r.chunk == 1 and r.stage in stage:
-                changes: dict[str, Any] = {"broken": [], "digests": [], "evidence": None, "sha256": None}
+                changes: dict[str, Any] = {
+                    "broken": [],
+                    "digests": [],
+                    "distances": [],
+                    "evidence": None,
+                    "sha256": None,
+                }
                 if r.stage != "linf:0.1/ordering":
                     changes["attempted"] = standing
                 r = r.model_copy(update=changes)
@@ -385,15 +391,15 @@ def test_evidence_of_another_shape(copied: tuple[Path, Target], columns: dict[st
 
 def test_a_record_of_an_attack_that_cannot_run(tmp_path: Path) -> None:
     suite = SUITE.replace('use = "fgsm"', 'use = "square"')
-    chosen = target(tmp_path, suite=suite, threats=("l1:0.5",))
+    chosen = target(tmp_path, suite=suite, threats=("l0:2",))
     run(chosen, tmp_path / "run")
     assert problems(tmp_path / "run", chosen) == ()
 
     def invent(records: list[Any]) -> list[Any]:
-        return [*records, records[-1].model_copy(update={"stage": "l1:0.5/fgsm", "chunk": 0})]
+        return [*records, records[-1].model_copy(update={"stage": "l0:2/fgsm", "chunk": 0})]
 
     rewrite(tmp_path / "run", chosen, invent)
-    assert any("l1:0.5/fgsm cannot run at all" in p for p in problems(tmp_path / "run", chosen))
+    assert any("l0:2/fgsm cannot run at all" in p for p in problems(tmp_path / "run", chosen))
 
 
 def test_a_journal_that_does_not_fit(copied: tuple[Path, Target]) -> None:

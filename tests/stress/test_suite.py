@@ -89,7 +89,7 @@ def test_bytes_that_are_not_text(tmp_path: Path) -> None:
 
 def test_options_are_checked_and_filled_in(tmp_path: Path) -> None:
     suite = complete(load_suite(write(tmp_path, SUITE)), Access.GRADIENT, ["linf"])
-    assert suite.attack[1].options == {"loss": "margin", "steps": 8, "restarts": 1}
+    assert suite.attack[1].options == {"loss": "margin", "steps": 8, "restarts": 1, "gradient": "true"}
     assert suite.attack[2].options["queries"] == 20
     assert suite.curve.attack[0].options["steps"] == 8
 
@@ -119,7 +119,10 @@ def test_why_an_attack_cannot_be_used() -> None:
         unusable(entry, Access.DECISION, "linf")
         == "the suite keeps it for models with score or gradient access"
     )
-    assert unusable(entry, Access.SCORE, "l1") == "it has no l1 version"
+    assert unusable(entry, Access.SCORE, "l0") == "it has no l0 version"
+    sparse = AttackEntry(id="a", use="fmn", norms=["l1", "l0"])
+    assert unusable(sparse, Access.GRADIENT, "l1") is None
+    assert unusable(sparse, Access.GRADIENT, "linf") == "the suite keeps it for l1 or l0"
     gradient = CurveAttack(use="pgd")
     assert unusable(gradient, Access.SCORE, "linf") == (
         "it needs gradient access and the model gives score access"
