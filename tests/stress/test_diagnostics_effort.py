@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -163,3 +164,20 @@ def test_a_twin_from_python(twin: Any) -> None:
         report = stress_test(module, data, threats=["linf:0.01"], suite="quick", twin=twin)
         assert finding(report, "D14").status == "pass"
         assert "twin=twin" in report.command
+
+
+def test_a_twin_from_a_target_file(tmp_path: Path) -> None:
+    from robustml.targets import load_target
+
+    build = "from torch import nn\n\ndef build():\n    return nn.Linear(6, 3)\n"
+    (tmp_path / "model.py").write_text(build)
+    np.savez(tmp_path / "test.npz", x=points().astype("float32"), y=np.zeros(30, dtype=np.int64))
+    lines = ["schema = 1", "[model]", 'factory = "model.py:build"', "classes = 3", 'twin = "model.py:build"']
+    rest = ["[inputs]", "shape = [6]", "[data]", 'test = "test.npz"']
+    (tmp_path / "robustml.toml").write_text("\n".join([*lines, *rest]))
+    loaded = load_target(tmp_path)
+    assert loaded.twin is not None
+    assert (loaded.twin.classes, loaded.twin.inputs) == (3, loaded.model.inputs)
+    (tmp_path / "robustml.toml").write_text("\n".join([*lines[:-1], 'twin_weights = "a.safetensors"', *rest]))
+    with pytest.raises(InputError, match="twin_weights go with twin"):
+        load_target(tmp_path)
