@@ -74,7 +74,7 @@ def relay(
     steps: Annotated[int, Ge(1)] = 12,
     later_steps: Annotated[int, Ge(1)] = 20,
     step_size: Annotated[float, Gt(0)] = 2.0,
-    near: Annotated[float, Gt(0), Le(1)] | None = 0.25,
+    near: Annotated[float, Gt(0), Le(1)] | None = 0.2,
 ) -> Tensor:
     """Short runs in turn, each with another start, loss and gradient: what one cannot break the next may.
 
