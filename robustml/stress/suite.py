@@ -46,6 +46,8 @@ class AttackEntry(CurveAttack):
     """Run only against models that give exactly this access; any that gives enough, if empty."""
     norms: list[Literal["linf", "l2", "l1", "l0"]] = []
     """Run only under these norms; under all that the attack has, if empty."""
+    precision: Literal["full", "bfloat16"] = "full"
+    """What a gradient attack computes in while it searches; what it finds is judged in full precision."""
 
 
 class Curve(Frozen):
@@ -191,7 +193,16 @@ def complete(suite: Suite, access: Access, norms: Iterable[str]) -> Suite:
     ):
         if any(unusable(entry, access, norm) is None for norm in norms):
             raw["options"] = find_attack(entry.use).check(entry.options)
+            _check_precision(entry)
     return Suite.model_validate(filled)
+
+
+def _check_precision(entry: CurveAttack) -> None:
+    lowered = isinstance(entry, AttackEntry) and entry.precision != "full"
+    if lowered and find_attack(entry.use).access is not Access.GRADIENT:
+        raise InputError(
+            f'attack {entry.use!r} follows no gradient, so precision = "bfloat16" is not for it; leave it out'
+        )
 
 
 def unusable(entry: CurveAttack, access: Access, norm: str) -> str | None:

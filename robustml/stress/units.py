@@ -11,13 +11,15 @@ import torch
 from ..errors import InputError, RobustmlError, RunError
 from ..losses import margin
 from ..registry import Access, find_attack
-from .attacking import Bench, Limits, Rows, run_attack
+from .attacking import Bench, Limits, Outcome, Rows, run_attack
 from .corrupting import CORRUPTING, corrupt, search
 from .curve import Known, nearer
 from .folder import Evidence, Record
+from .lowered import Lowered, searched
 from .meter import BudgetSpent
 from .plan import Stage
 from .probes import PROBES
+from .suite import AttackEntry
 
 __all__ = ["run_unit"]
 
@@ -99,7 +101,16 @@ def _attack(
     if stage.nearest:
         options = {**options, "nearest": True}
     start = None if known is None else torch.from_numpy(known.x).to(bench.device)
-    outcome = run_attack(bench, attack, options, stage.threat, stage.key, positions, limits, start=start)
+    threat = stage.threat
+
+    def lowered_or_not(rows: np.ndarray[Any, Any], rest: Limits, lowered: bool) -> Outcome:
+        key, around = (stage.key, lambda meter, _: Lowered(meter)) if lowered else (f"{stage.key}/full", None)
+        return run_attack(bench, attack, options, threat, key, rows, rest, around)
+
+    if isinstance(stage.entry, AttackEntry) and stage.entry.precision == "bfloat16":
+        outcome = searched(lowered_or_not, positions, limits)
+    else:
+        outcome = run_attack(bench, attack, options, threat, stage.key, positions, limits, start=start)
     evidence = outcome.evidence if known is None else nearer(outcome.evidence, known)
     record = Record(
         stage=stage.key,
