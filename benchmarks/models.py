@@ -61,3 +61,48 @@ def undefended(folder: Path, seed: int = 0) -> nn.Module:
         nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()
         optimizer.step()
     return net.eval()
+
+
+class _Block(nn.Module):
+    """Two convolutions beside a shortcut."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.main = nn.Sequential(
+            nn.Conv2d(before, after, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+            nn.ReLU(),
+            nn.Conv2d(after, after, 3, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+        )
+        same = stride == 1 and before == after
+        self.short = (
+            nn.Identity()
+            if same
+            else nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.relu(self.main(x) + self.short(x))
+
+
+def resnet18(width: int = 64, classes: int = 10, seed: int = 0) -> nn.Module:
+    """ResNet-18 for images of 3x32x32 (a 3x3 stem without pooling), with random weights.
+
+    Args:
+        width: Channels of the first stage; 64 is the usual network.
+        classes: How many.
+        seed: Of the weights.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)]
+        layers.append(nn.ReLU())
+        before = width
+        for stage in range(4):
+            after = width * 2**stage
+            layers += [_Block(before, after, 1 if stage == 0 else 2), _Block(after, after, 1)]
+            before = after
+        return nn.Sequential(
+            *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes)
+        ).eval()

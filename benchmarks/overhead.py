@@ -1,143 +1,104 @@
-"""What an attack costs beyond its forward and backward passes, and how many of them it needs.
+"""What an attack costs beyond its forward and backward passes: `python benchmarks/overhead.py`.
 
-Each attack is timed against a bare loop of exactly the same passes (the same batch sizes in the same order,
-weights frozen, nothing but the model), in turn, several times. Printed are the ratio of the best times, which
-other work on the machine disturbs least, and the median of the paired ratios. One thread; run it on an
-otherwise idle machine: `python benchmarks/overhead.py`.
+Every gradient attack of robustml and Square, under each of its norms, is timed on one batch of the
+adversarially trained network against a bare loop of exactly the same passes (the same batch sizes in the same
+order, weights frozen, nothing but the network), in turn, several times. Printed are the ratio of the best
+times, which other work on the machine disturbs least, the median of the paired ratios, and the range of the
+middle half of them, which says how noisy it was. Minimum-norm attacks go on within the budget, so that the
+batch stays whole. One thread; run it on an otherwise idle machine, or with `--clock cpu`. With `--passes` it
+counts the passes of PGD and APGD on an undefended network instead, where samples leave the batch early.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import time
-from collections.abc import Callable
+import sys
+from collections.abc import Sequence
 
 import torch
+from command import Parser, line, positive, present
+from floor import CLOCKS, Clock, Tape, Turns, floor, in_turn, passes, pool_for
 from models import data_option, mnist, robust, undefended
-from torch import Tensor, nn
+from natives import NORMS, Case, cases, named, run
+from torch import Tensor
 
 import robustml as rml
-from robustml.registry import find_attack
-from robustml.sampling import Streams
-from robustml.stress.meter import Meter
-
-CASES: list[tuple[str, dict[str, object]]] = [
-    ("pgd", {"steps": 40}),
-    *(("apgd", {"loss": loss}) for loss in ("ce", "margin", "dlr")),
-]
+from robustml.registry import Access, all_attacks
 
 
-class Tape:
-    """A model that notes the batch size of each forward pass, and whether a backward one followed."""
-
-    def __init__(self, model: Callable[[Tensor], Tensor]) -> None:
-        self.model = model
-        self.calls: list[list[int]] = []
-
-    def __call__(self, x: Tensor) -> Tensor:
-        logits = self.model(x)
-        call = [len(x), 0]
-        self.calls.append(call)
-        if logits.requires_grad:
-            logits.register_hook(lambda gradient: call.__setitem__(1, len(gradient)))
-        return logits
+def overhead(
+    model: rml.Classifier, tape: Tape, x: Tensor, y: Tensor, case: Case, repeats: int, clock: Clock
+) -> Turns:
+    """Seconds of the bare passes and of the attack, in turn, after a run that notes the passes."""
+    with tape.recording() as calls:
+        run(model, x, y, case)
+    pool = pool_for(x, calls)
+    return in_turn(lambda: floor(tape.net, pool, calls), lambda: run(model, x, y, case), repeats, clock)
 
 
-def floor(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, calls: list[list[int]]) -> None:
-    """The bare passes."""
-    for size, backward in calls:
-        batch = x[:size]
-        if backward:
-            batch = batch.detach().requires_grad_()
-            loss = nn.functional.cross_entropy(model(batch), y[:size], reduction="sum")
-            torch.autograd.grad(loss, batch)
-        else:
-            with torch.no_grad():
-                model(batch)
-
-
-def run(
-    model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, name: str, options: dict[str, object]
+def table(
+    model: rml.Classifier, tape: Tape, x: Tensor, y: Tensor, wanted: list[Case], repeats: int, clock: Clock
 ) -> None:
-    """One attack on one batch, as the harness runs it: through the meter that counts and watches."""
-    threat = rml.Linf(0.3).within(rml.InputSpec(shape=tuple(x.shape[1:])))
-    ball = threat.around(x)
-    streams = Streams.derive(0, name, torch.arange(len(x)))
-    find_attack(name).function(Meter(model, ball, y), x, y, threat=threat, streams=streams, **options)
+    line(["attack", "norm", "options", "ms of the floor", "best", "median", "middle half"])
+    line(["---"] * 3 + ["--:"] * 4)
+    for case in wanted:
+        print(f"{case.name} {case.norm} {case.shown}", file=sys.stderr)
+        turns = overhead(model, tape, x, y, case, repeats, clock)
+        low, high = middle(turns.ratios)
+        bare = 1000 * statistics.median(turns.bare)
+        figures = [f"{bare:.0f}", f"{turns.best:.3f}", f"{turns.ratio:.3f}", f"{low:.3f} to {high:.3f}"]
+        line([case.name, case.norm, case.shown, *figures])
 
 
-def timed(work: Callable[[], None]) -> float:
-    begun = time.perf_counter()
-    work()
-    return time.perf_counter() - begun
+def middle(values: list[float]) -> tuple[float, float]:
+    """The range of the middle half."""
+    if len(values) < 2:
+        return values[0], values[0]
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, high
 
 
-def overhead(model: rml.Classifier, x: Tensor, y: Tensor, batch: int, repeats: int) -> None:
-    print(f"time over that of the bare passes, batch {batch}, {repeats} turns each")
-    part, labels = x[:batch], y[:batch]
-    for name, options in CASES:
-        tape = Tape(model)
-        run(tape, part, labels, name, options)
-        bare, attack = measure(model, part, labels, name, options, tape.calls, repeats)
-        paired = statistics.median(spent / floor for spent, floor in zip(attack, bare, strict=True))
-        print(
-            f"  {name:5} {shown(options):12} best {min(attack) / min(bare):.3f}  median of pairs {paired:.3f}"
-        )
+def on_a_weak_model(
+    model: rml.Classifier, tape: Tape, x: Tensor, y: Tensor, batch: int, wanted: list[Case]
+) -> None:
+    """Passes per sample where nearly every sample is broken at once."""
+    line(["attack", "norm", "options", "forward", "backward"])
+    line(["---"] * 3 + ["--:"] * 2)
+    for case in wanted:
+        with tape.recording() as calls:
+            for part, labels in zip(x.split(batch), y.split(batch), strict=True):
+                run(model, part, labels, case)
+        figures = [f"{count / len(x):.2f}" for count in passes(calls)]
+        line([case.name, case.norm, case.shown, *figures])
 
 
-def measure(
-    model: rml.Classifier,
-    x: Tensor,
-    y: Tensor,
-    name: str,
-    options: dict[str, object],
-    calls: list[list[int]],
-    repeats: int,
-) -> tuple[list[float], list[float]]:
-    """Seconds of the bare passes and of the attack, in turn."""
-    bare, attack = [], []
-    for _ in range(repeats):
-        bare.append(timed(lambda: floor(model, x, y, calls)))
-        attack.append(timed(lambda: run(model, x, y, name, options)))
-    return bare, attack
-
-
-def shown(options: dict[str, object]) -> str:
-    return " ".join(f"{key}={value}" for key, value in options.items())
-
-
-def passes(model: rml.Classifier, x: Tensor, y: Tensor, batch: int) -> None:
-    print(f"passes per sample on an undefended network, {len(x)} images, batch {batch}")
-    for name, options in CASES:
-        forward = backward = 0
-        for part, labels in zip(x.split(batch), y.split(batch), strict=True):
-            tape = Tape(model)
-            run(tape, part, labels, name, options)
-            forward += sum(size for size, _ in tape.calls)
-            backward += sum(size for _, size in tape.calls)
-        print(
-            f"  {name:5} {shown(options):12} {forward / len(x):.2f} forward, {backward / len(x):.2f} backward"
-        )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> int:
+    native = named({Access.GRADIENT, Access.SCORE})
+    parser = Parser(__doc__)
     data_option(parser)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    x, y = mnist(arguments.data, "test", 1000)
-    spec = rml.InputSpec(shape=(1, 28, 28))
-    model = rml.Classifier(robust(arguments.data), inputs=spec, classes=10)
-    weak = rml.Classifier(undefended(arguments.data), inputs=spec, classes=10)
-    device = torch.device("cpu")
-    with model.ready(device), weak.ready(device):
-        overhead(model, x, y, arguments.batch, arguments.repeats)
-        passes(weak, x, y, arguments.batch)
+    parser.add_argument(
+        "--attack", nargs="+", choices=list(all_attacks()), metavar="NAME", help="default: as above"
+    )
+    parser.add_argument("--norm", nargs="+", choices=NORMS, default=NORMS, help="default: all of them")
+    parser.add_argument("--batch", type=positive, default=256)
+    parser.add_argument("--repeats", type=positive, default=7)
+    parser.add_argument("--threads", type=positive, default=1)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="default: wall")
+    parser.add_argument("--passes", action="store_true", help="count passes on an undefended network instead")
+    given = parser.parse_args(arguments)
+    present(parser, given.data, ["mnist.npz", "mnist_pgd.safetensors"])
+    torch.set_num_threads(given.threads)
+    tape = Tape(undefended(given.data) if given.passes else robust(given.data))
+    model = rml.Classifier(tape, inputs=rml.InputSpec(shape=(1, 28, 28)), classes=10)
+    x, y = mnist(given.data, "test", 1000 if given.passes else given.batch)
+    wanted = cases(given.attack or (["pgd", "apgd"] if given.passes else native), given.norm)
+    with model.ready(torch.device("cpu")):
+        if given.passes:
+            on_a_weak_model(model, tape, x, y, given.batch, wanted)
+        else:
+            table(model, tape, x, y, wanted, given.repeats, CLOCKS[given.clock])
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
