@@ -105,8 +105,7 @@ CODES = {
     "D10": Code(
         title="stronger attacks win",
         critical=True,
-        threshold="fails above 0.5 % of the probed samples (5 % for a randomized model) with 95 % "
-        "confidence; warns at any",
+        threshold="fails above 0.5 % of the probed samples (5 % for a randomized model); warns at any",
         meaning="Samples that one gradient step breaks must fall to many, and neither these steps nor random "
         "points may break what the whole suite could not: otherwise its attacks are not optimizing.",
         remedy="Raise steps and restarts; look for randomness or masked gradients in the model.",

@@ -6,7 +6,7 @@ import numpy as np
 
 from ...threats import Threat
 from ..ledger import Ledger
-from .judging import Finding, facts_of, luck, no_probe, stages_of, status_of, status_of_count
+from .judging import Finding, facts_of, luck, no_probe, stages_of, status_of
 
 __all__ = ["nested", "ordering", "unbounded"]
 
@@ -22,15 +22,12 @@ def ordering(ledger: Ledger, threat: Threat) -> Finding:
     draws = ledger.plan.suite.diagnostics.noise_draws * facts["noise_attempted"]
     detail = (
         f"of {facts['probed']:.0f} samples, {missed:.0f} of the {facts.get('weak', 0):.0f} that one step "
-        f"breaks withstood 20 steps; {draws:.0f} random points broke {random:.0f} of "
+        f"breaks withstood many; {draws:.0f} random points broke {random:.0f} of "
         f"{facts['noise_attempted']:.0f} survivors"
     )
     if overlooked:
         detail += f"; one gradient step, or 20, broke {overlooked:.0f} of them"
-    most = int(share * facts["probed"] + 0.5)
-    return Finding(
-        "D10", status_of_count(most, int(facts["probed"]), fail=luck(ledger, 0.005)), share, detail
-    )
+    return Finding("D10", status_of(share, fail=luck(ledger, 0.005), warn=share > 0), share, detail)
 
 
 def nested(ledger: Ledger, threat: Threat) -> Finding:
