@@ -68,7 +68,7 @@ def stress_test(
         out: The run folder; if None the evidence is discarded with a temporary one.
         samples: Test on so many samples instead of all.
         select: How to choose them: "stratified" or "first".
-        goals: What the attacker wants, as in "3->8" or "*->0", on the samples concerned; else any mistake.
+        goals: What the attacker wants, as in `3->8` or `*->0`, on the samples concerned; else any mistake.
         seed: Decides every random number, together with each sample's place in the data.
         batch_size: Samples worked on, journalled and resumed together.
         draws: For a model that answers at random: how many draws vote on each point; 20 by default.

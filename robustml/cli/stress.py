@@ -44,7 +44,7 @@ _LARGEST_SEED = 2**63 - 1
 @click.option("--threat", multiple=True, help="A threat model such as linf:8/255 or l2:0.5; may be repeated.")
 @click.option("--samples", type=click.IntRange(1), help="Test on so many samples instead of all.")
 @click.option("--select", type=Choice(["stratified", "first"]), help="How the samples are chosen.")
-@click.option("--goal", multiple=True, help="What the attacker wants: '3->8' or '*->0'; may be repeated.")
+@click.option("--goal", multiple=True, help="What the attacker wants, as in '3->8'; may be repeated.")
 @click.option("--seed", type=click.IntRange(0, _LARGEST_SEED), help="Decides every random number.")
 @click.option("--batch-size", type=click.IntRange(1), help="Samples worked on and journalled together.")
 @click.option(

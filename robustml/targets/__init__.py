@@ -46,7 +46,7 @@ class Target:
         batch_size: Samples per chunk of work; None lets the harness decide.
         samples: How many samples to test on; None for all.
         select: How they are chosen: "first" or "stratified" (see `robustml.data.choose`).
-        goals: What the attacker wants, as in "3->8" or "*->0" (see `robustml.goals`); any mistake, if empty.
+        goals: What the attacker wants, as in `3->8` or `*->0` (see `robustml.goals`); any mistake, if empty.
         draws: For a model that answers at random: draws per vote; None lets the harness decide.
         eot: For such a model: draws per answer and gradient in attacks; None lets the harness decide.
         gate: Conditions for release, as in {"evasion": ">= 40"}.
