@@ -141,7 +141,11 @@ def _blocks(streams: Streams, grid: Grid, down: int, across: int, like: Tensor) 
 
 def reduced(ball: Ball, z: Tensor, length: Tensor) -> Tensor:
     """The point towards z (n, *shape) where the perturbation has a length (n,); for Linf it is clipped."""
-    return ball.resized(length).project(z)
+    if ball.threat.norm == "linf":
+        return ball.resized(length).project(z)
+    # A shorter perturbation of the same direction is in range if the longer one is; nothing to project.
+    share = (length / ball.length(z).clamp_min(1e-30)).clamp_max(1)
+    return ball.point(ball.delta(z) * share[:, None])
 
 
 @dataclass

@@ -12,9 +12,7 @@ __all__ = ["ranked_targets"]
 _TINY = 1e-12
 
 
-def ranked_targets(
-    search: Search, z: Tensor, *, count: int, smooth: bool = False
-) -> tuple[Tensor, Tensor]:
+def ranked_targets(search: Search, z: Tensor, *, count: int, smooth: bool = False) -> tuple[Tensor, Tensor]:
     """The classes that each active sample may be mistaken for, the nearest first.
 
     Nearest is the one whose decision boundary would be closest to z if the model were linear there: the lead

@@ -17,6 +17,8 @@ from .memory import give_back
 
 __all__ = ["BudgetSpent", "Meter"]
 
+_ROUGHLY = 1.01  # far more than rounding can do to a length
+
 
 class BudgetSpent(Exception):
     """Raised inside an attack, through its call of the model, when a budget has run out."""
@@ -138,7 +140,11 @@ class Meter:
             self.hit[rows] |= new
 
     def _keep_few(self, rows: Tensor | None, ball: Ball, new: Tensor, x: Tensor) -> None:
-        places = new.nonzero()[:, 0]
+        if not bool(new.any()):
+            return
+        # A look at all rows in single precision is cheap beside the exact one, which many points never need:
+        # attacks on labels ask about little else than adversarial points that are too far away.
+        places = (new & (ball.length(x) <= _ROUGHLY * ball.threat.eps)).nonzero()[:, 0]
         if not len(places):
             return
         places = places[ball.select(places).contains(x[places])]

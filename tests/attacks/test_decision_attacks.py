@@ -73,7 +73,8 @@ def test_the_budget_is_exact_for_every_sample(run, name, norm, queries) -> None:
 def test_it_comes_close_to_the_nearest_point_of_a_linear_model(run, name, norm, shape, classes) -> None:
     linear = Linear(shape, classes)
     threat = NORMS[norm](1e-3).within(InputSpec(shape=shape, dtype="float64", bounds=(-9, 9)))
-    z = run(name, linear, linear.x, linear.y, threat, queries=4000, nearest=True)
+    queries = 4000 if name == "rays" else 6000
+    z = run(name, linear, linear.x, linear.y, threat, queries=queries, nearest=True)
     assert (linear.scores(z).argmax(1) != linear.y).all()
     faces = linear.faces(norm)
     distance = threat.around(linear.x).distance(z)

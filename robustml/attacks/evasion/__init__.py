@@ -1,10 +1,14 @@
 """Evasion attacks, one file each; naming a file here registers its attack."""
 
 from . import (
+    alma,
     apgd,
     apgd_targeted,
     boundary,
     carlini_wagner,
+    ddn,
+    deepfool,
+    ead,
     fab,
     fgsm,
     fmn,
@@ -15,13 +19,18 @@ from . import (
     relay,
     sigma_zero,
     square,
+    superdeepfool,
 )
 
 __all__ = [
+    "alma",
     "apgd",
     "apgd_targeted",
     "boundary",
     "carlini_wagner",
+    "ddn",
+    "deepfool",
+    "ead",
     "fab",
     "fgsm",
     "fmn",
@@ -32,4 +41,5 @@ __all__ = [
     "relay",
     "sigma_zero",
     "square",
+    "superdeepfool",
 ]

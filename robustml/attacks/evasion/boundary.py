@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...registry import Access, Logits, attack
 from ...sampling import Streams
-from ...threats import Threat
+from ...threats import Threat, overwrite_
 from ..active import Columns
 from ..decisions import WINDOWS, Questions, first_points, noise_row, noise_window
 
@@ -109,7 +109,7 @@ def _wander(search: Questions, state: _Walk, number: int, *, alone: bool) -> Non
     wrong = search.ask(z)[:, None]
     moved = search.ball.delta(z)
     # The range of the inputs only ever shortens a perturbation.
-    state.base = torch.where(wrong, moved, base)
+    overwrite_(state.base, wrong[:, 0], moved)
     if alone:
         state.turned += wrong
     else:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...registry import Access, Logits, attack
 from ...sampling import Streams
-from ...threats import Threat
+from ...threats import Threat, overwrite_
 from ..active import Columns
 from ..decisions import Questions
 from ..windows import Grid
@@ -86,7 +86,8 @@ def _begin(search: Questions) -> _Ray:
 def _turn(search: Questions, state: _Ray, place: Tensor) -> None:
     """One question: about the best radius with a block turned, or about a shorter one after a yes to that."""
     narrowing = state.high > 0
-    inside = (place >= state.first[:, None]) & (place < (state.first + state.size)[:, None])
+    first = state.first.int()[:, None]
+    inside = (place >= first) & (place < first + state.size.int()[:, None])
     signs = torch.where(inside, -state.signs, state.signs)
     # After a yes, leaps of growing length until a no; between the two, halving.
     leap = (state.high - 4 * (state.radius - state.high)).clamp_min(0)
@@ -96,7 +97,7 @@ def _turn(search: Questions, state: _Ray, place: Tensor) -> None:
     low = torch.where(narrowing & ~wrong, length, state.low)
     high = torch.where(wrong, length, state.high)
     found = narrowing & (high - low <= _PRECISION * high)
-    state.signs = torch.where(found[:, None], signs, state.signs)
+    overwrite_(state.signs, found, signs)
     state.radius = torch.where(found, high, state.radius)
     if search.ball.threat.inputs is None:
         state.radius = torch.where(search.reached < torch.inf, state.radius, 2 * state.radius)
@@ -123,4 +124,4 @@ def _places(search: Questions) -> Tensor:
         key += ((columns >> bit & 1) << 2 * bit) + ((rows >> bit & 1) << 2 * bit + 1)
     # Channels of a pixel stay together.
     keys = key.flatten() * grid.channels + torch.arange(grid.channels, device=key.device)[:, None]
-    return keys.flatten().argsort().argsort()
+    return keys.flatten().argsort().argsort().int()

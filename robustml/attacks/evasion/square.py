@@ -10,12 +10,12 @@ from torch import Tensor
 from ...losses import Loss, loss_named
 from ...registry import Access, Logits, attack
 from ...sampling import Streams
-from ...threats import Threat
+from ...threats import Threat, overwrite_
 from ..active import Columns, Search
 from ..windows import Grid, Span, bumps, spans
 
 _TINY = 1e-12
-_NOTHING = 1e-7  # a change that is this share of the budget does not count
+_NOTHING = 1e-5  # changes below this share of the budget are what rounding left of larger ones
 
 
 @attack(
@@ -139,7 +139,7 @@ def _run_relief(search: Search, objective: Loss, queries: int, p: float) -> Tens
             delta = _shift(state, span, turn, patterns, search.ball.eps, order)
             value = objective(search.look(search.ball.point(delta)), search.y)
             better = value > state.value
-            state.delta = torch.where(better[:, None], delta, state.delta)
+            overwrite_(state.delta, better, delta)
             state.value = torch.where(better, value, state.value)
             move += 1
     return search.ball.point(state.delta)
@@ -160,11 +160,17 @@ def _shift(state: _Relief, span: Span, turn: int, patterns: Tensor, eps: float, 
     free = (_powers(kept, order) + _powers(cleared, order)).sum(2, keepdim=True) + unused / channels
     # In L1 one window gets more than is free; the rest, and small changes first, pay for it.
     free = free.sqrt() if order == 2 else free * channels
-    new = signs * patterns[draws[:, 4], None] + old / old.norm(order, dim=2, keepdim=True).clamp_min(_TINY)
-    new = new * (free / new.norm(order, dim=2, keepdim=True).clamp_min(_TINY))
+    shape = old / _over_windows(old, order).clamp_min(_NOTHING * eps)
+    new = signs * patterns[draws[:, 4], None] + shape
+    new = new * (free / _over_windows(new, order).clamp_min(_TINY))
     delta.scatter_(1, here, new.flatten(1))
     _spend(delta, state, eps, order)
     return delta
+
+
+def _over_windows(values: Tensor, order: int) -> Tensor:
+    length: Tensor = values.norm(order, dim=2, keepdim=True)
+    return length
 
 
 def _powers(values: Tensor, order: int) -> Tensor:
@@ -180,18 +186,20 @@ def _spend(delta: Tensor, state: _Relief, eps: float, order: int) -> None:
     if order == 1:
         _shrink(torch.clamp(delta, state.low, state.high, out=delta), eps)
     for _ in range(2):
-        delta.mul_(eps / delta.norm(order, dim=1, keepdim=True).clamp_min(_TINY))
+        delta.mul_(eps / _length(delta, order).clamp_min(_TINY))
         torch.clamp(delta, state.low, state.high, out=delta)
 
 
+def _length(delta: Tensor, order: int) -> Tensor:
+    return delta.norm(dim=1, keepdim=True) if order == 2 else delta.abs().sum(1, keepdim=True)
+
+
 def _shrink(delta: Tensor, eps: float) -> None:
-    """Take the same from every change until they sum to the budget (nearly: Newton's method, two steps)."""
-    for _ in range(2):
-        size = delta.abs()
-        excess = (size.sum(1, keepdim=True) - eps).clamp_min(0)
-        size -= excess / (size > 0).sum(1, keepdim=True).clamp_min(1)
-        # What rounding left of a change is none, or the next count would depend on it.
-        delta.copy_(torch.where(size > _NOTHING * eps, size, 0).copysign_(delta))
+    """Take the same from every change until they sum to about the budget: a step of Newton's method."""
+    size = delta.abs()
+    excess = (size.sum(1, keepdim=True) - eps).clamp_min(0)
+    share = excess / (size > _NOTHING * eps).to(size.dtype).sum(1, keepdim=True).clamp_min(1)
+    delta -= torch.clamp(delta, -share, share)
 
 
 def _tiles(search: Search, grid: Grid, order: int) -> Tensor:

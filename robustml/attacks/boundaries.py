@@ -1,0 +1,126 @@
+"""The nearest decision boundary of several, by linearising the model once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..threats import per_row
+from .nearest import Nearest
+from .planes import ENDLESS, to_plane
+from .steps import free_gradient
+
+__all__ = ["Boundary", "fewest_features", "likely_classes", "nearest_boundary", "step_across"]
+
+_TINY = 1e-30
+_FLAT = 1e-3  # of the steepest class: how steep a class is taken to be at least
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """What one look at a batch says about its nearest boundaries.
+
+    Attributes:
+        scale: Turns the gap between a class's logit and the label's into a distance to first order, for
+            each class (n, classes). Classes that were not looked at are taken for average.
+        away: The distance of the nearest boundary to first order (n,), negative for what is wrong already.
+        gradient: That of minus this distance (n, *shape), 0 for what cannot move that way.
+    """
+
+    scale: Tensor
+    away: Tensor
+    gradient: Tensor
+
+
+def likely_classes(logits: Tensor, y: Tensor, count: int) -> Tensor:
+    """The wrong classes with the largest logits, at most so many: int64 (n, k)."""
+    others = logits.scatter(1, y[:, None], -torch.inf)
+    return others.topk(min(count, logits.shape[1] - 1), dim=1).indices
+
+
+def nearest_boundary(search: Nearest, z: Tensor, *, count: int, smooth: bool = False) -> Boundary:
+    """Find the nearest linearised boundary among those of the likeliest classes.
+
+    The class with the largest wrong logit is often not the nearest one (MALT, Melamed et al. 2024), and an
+    attack that follows the margin seldom leaves the class that it begins with.
+
+    Args:
+        search: The samples; one forward pass, and one backward pass per class, are spent on each.
+        z: Where to linearise, (n, *shape).
+        count: How many classes to look at, at most.
+        smooth: Linearise with the surrogates.
+    """
+    chosen: list[Tensor] = []
+
+    def candidates(logits: Tensor) -> Tensor:
+        chosen.append(likely_classes(logits, search.y, count))
+        return chosen[0]
+
+    logits, gradients = search.slopes(z, candidates, smooth=smooth)
+    logits = logits.nan_to_num()
+    slopes = [free_gradient(gradient, z, search.ball) for gradient in gradients.unbind(1)]
+    steep = torch.stack([search.ball.dual(slope) for slope in slopes], dim=1)
+    # A class whose logit does not move must not look infinitely far from its boundary, nor infinitely near.
+    floor = _FLAT * steep.amax(1, keepdim=True)
+    steep = torch.where(floor > 0, torch.maximum(steep, floor), 1.0)
+    scale = (1 / steep.mean(1, keepdim=True)).expand_as(logits).scatter(1, chosen[0], 1 / steep)
+    leads = logits.gather(1, search.y[:, None]) - logits.gather(1, chosen[0])
+    away, place = (leads / steep).min(1)
+    gradient = torch.zeros_like(z)
+    for index, slope in enumerate(slopes):
+        weight = (place == index).to(z.dtype) / steep[:, index]
+        gradient.addcmul_(per_row(weight, z), slope)
+    return Boundary(scale, away, gradient)
+
+
+def fewest_features(search: Nearest, boundary: Boundary, low: Tensor, high: Tensor) -> Tensor:
+    """Cross a linearised boundary by the fewest features, each at the end of its range.
+
+    Args:
+        search: The samples.
+        boundary: The boundary, seen from the inputs.
+        low: Lowest change of each feature (n, features).
+        high: Highest change of each feature (n, features).
+
+    Returns:
+        The perturbation (n, features); the smallest there is if the model is linear.
+    """
+    slope = search.ball.slope(boundary.gradient)
+    up = torch.gt(slope, 0).to(slope.dtype)
+    end = torch.lerp(low, high, up)
+    none = torch.zeros_like(slope)
+    share = to_plane("l1", slope * end, boundary.away.clamp_min(0), none, torch.ones_like(slope))
+    changed = torch.gt(share, 0).to(slope.dtype)
+    # Where there is no end, to twice as far as the boundary seems to be.
+    return torch.where(end.abs() < ENDLESS, changed * end, 2 * share * end)
+
+
+def step_across(
+    search: Nearest, boundary: Boundary, delta: Tensor, low: Tensor, high: Tensor, overshoot: float
+) -> Tensor:
+    """The shortest step to a linearised boundary within the range of the inputs, and a little further.
+
+    The step is no longer than the boundary would be far without the range: where it stops many features, a
+    linearisation is not to be trusted as far as the others would have to go in their place.
+
+    Args:
+        search: The samples; L0 has no such steps.
+        boundary: The boundary, seen from `delta`.
+        delta: A perturbation (n, features).
+        low: Lowest value of each entry of `delta` (n, features).
+        high: Highest value of each entry of `delta` (n, features).
+        overshoot: By how much of itself the step goes too far.
+
+    Returns:
+        The perturbation after the step (n, features).
+    """
+    norm = search.ball.threat.norm
+    slope = search.ball.slope(boundary.gradient)
+    step = to_plane(norm, slope, boundary.away, low - delta, high - delta)
+    order = {"linf": torch.inf, "l2": 2.0, "l1": 1.0}[norm]
+    size = torch.linalg.vector_norm(step, ord=order, dim=1)
+    share = (boundary.away.abs() / size.clamp_min(_TINY)).clamp_max(1.0)
+    step *= (share * (1 + overshoot))[:, None]
+    return torch.minimum(torch.maximum(step.add_(delta), low), high)

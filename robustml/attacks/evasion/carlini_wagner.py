@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor
+
+from ...registry import Access, Logits, attack
+from ...sampling import Streams
+from ...surrogates import Gradient
+from ...threats import Threat
+from ..penalty import Confident, Stages, bisect, restored, scaled_margin, scales
+
+_BETA1, _BETA2 = 0.9, 0.999  # Adam, as in the paper
+# The paper's x = tanh(w) has no slope at the ends of the range, so that a pixel that lies there never moves.
+# Here the curve is that of a range wider by this share and the perturbation is clamped to the true one.
+_WIDER = 0.5
+_FLATTEST = 1 - 1 / (1 + _WIDER) ** 2
+_LAST = 0.1  # the length of the steps of the last stage, relative to that of the others
+_WIDE = 1e3
+_TINY = 1e-30
+_REFINE = 4  # forward passes that move the result to the boundary
+
+
+@dataclass
+class _State(Stages):
+    scale: Tensor
+    """Of the margin to each class (n, classes)."""
+    target: Tensor
+    """The class whose boundary seemed the nearest at the input; the label once any class will do (n,)."""
+    delta: Tensor
+    """The perturbation (n, features)."""
+    first: Tensor
+    second: Tensor
+    """Adam's moments."""
+    low: Tensor
+    high: Tensor
+    """The range of the perturbation."""
+    middle: Tensor
+    half: Tensor
+    """Centre and half of the width of the curve for each feature."""
+    length: Tensor
+    """How far the boundary seems to be (n,)."""
+
+
+@attack(
+    "carlini-wagner",
+    access=Access.GRADIENT,
+    norms={"l2"},
+    reference="Carlini and Wagner 2017, section VI.A",
+    minimum=True,
+)
+def carlini_wagner(
+    model: Logits,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: Threat,
+    streams: Streams,
+    start: Tensor | None = None,
+    binary_steps: Annotated[int, Ge(1)] = 5,
+    steps: Annotated[int, Ge(1)] = 100,
+    step_size: Annotated[float, Gt(0)] = 3.0,
+    confidence: Annotated[float, Ge(0)] = 0.0,
+    gradient: Gradient = "true",
+    nearest: bool = False,
+) -> Tensor:
+    """Carlini-Wagner: Adam on distance plus weighted margin, with a search for each sample's own weight.
+
+    It differs from the paper in five ways. Values at the ends of their range can move. The first weight and
+    the length of the steps come from the linearised distance to the boundary, so that neither depends on the
+    scale of logits and inputs. The first stage is aimed at the class with the nearest linearised boundary,
+    which is often not that of the largest logit. A stage begins at the nearest success of those before.
+    Each sample ends its stages by itself.
+
+    Args:
+        binary_steps: Stages of the search for the weight.
+        steps: Gradient steps per stage, at most.
+        step_size: Length of the first steps of a stage, relative to the distance of the boundary.
+        confidence: By how much a wrong logit must exceed the label's.
+        gradient: "true" or "smooth": that of the model or of its surrogates.
+        nearest: Go on within the budget, for the smallest perturbation that can be found.
+    """
+    search = Confident(model, x, y, threat, streams, nearest=nearest, start=start)
+    search.confidence = confidence
+    smooth = gradient == "smooth"
+    state = _begin(search, smooth=smooth)
+    for step in range(binary_steps * steps):
+        objective = scaled_margin(state.scale, confidence, state.target)
+        point = search.ball.point(state.delta)
+        _descend(state, search, *search.climb(point, objective, smooth=smooth), steps, step_size)
+        if (step + 1) % Stages.period(steps) == 0:
+            _turn(state, search, steps, binary_steps)
+        if not search.prune(step, state, done=state.stage >= binary_steps):
+            break
+    bisect(search, _REFINE)
+    return search.finish()
+
+
+def _begin(search: Confident, *, smooth: bool) -> _State:
+    scale, target, length = scales(search, smooth=smooth, confidence=search.confidence)
+    delta = search.ball.delta(search.x)
+    low, high = search.ball.room()
+    # Where the range is endless or all but, the curve is that of a range in which the search will stay.
+    wide = _WIDE * length[:, None]
+    curve = low.clamp_min(-wide), high.clamp_max(wide)
+    return _State(
+        # With this weight the minimum would lie on the boundary if that were a plane.
+        **vars(Stages.begin(2 * length)),
+        scale=scale,
+        target=target,
+        delta=delta,
+        first=torch.zeros_like(delta),
+        second=torch.zeros_like(delta),
+        low=low,
+        high=high,
+        middle=(curve[0] + curve[1]) / 2,
+        half=(curve[1] - curve[0]).clamp_min(_TINY) * ((1 + _WIDER) / 2),
+        length=length,
+    )
+
+
+def _descend(
+    state: _State, search: Confident, value: Tensor, slope: Tensor, steps: int, step_size: float
+) -> None:
+    """One step of Adam in the variable whose curve the perturbation follows."""
+    missing = (-value).clamp_min(0)
+    state.note(state.delta.square().sum(1) + state.weight * missing, value > 0)
+    # With t = tanh(w), a step s of w takes t to (t + tanh s) / (1 + t tanh s); in this form, no rounding of w
+    # is multiplied by the width of the range.
+    place = (state.delta - state.middle) / state.half
+    steep = (1 - place.square()).clamp_min(_FLATTEST)
+    active = state.weight * (value <= 0)
+    pull = (2 * state.delta).addcmul_(search.ball.slope(slope), active[:, None], value=-1)
+    pull = pull.mul_(steep).mul_(state.half)
+    state.first.lerp_(pull, 1 - _BETA1)
+    state.second.lerp_(pull.square_(), 1 - _BETA2)
+    age = state.age.to(pull.dtype)
+    even = (1 - _BETA2**age).sqrt() / (1 - _BETA1**age)
+    decay = (1 + torch.cos(math.pi * age / steps)) / 2
+    size = step_size * state.length / math.sqrt(pull.shape[1])
+    step = state.first * (-even * decay * size)[:, None] / state.second.sqrt().add_(_TINY)
+    turn = step.div_(state.half).tanh_()
+    moved = state.half * turn * steep / place.mul_(turn).add_(1)
+    state.delta = torch.clamp(state.delta + moved, state.low, state.high)
+
+
+def _turn(state: _State, search: Confident, steps: int, stages: int) -> None:
+    over = state.turn(steps, stages)
+    rows = over[:, None]
+    state.delta = torch.where(rows, restored(search, state.delta), state.delta)
+    state.first.masked_fill_(rows, 0.0)
+    state.second.masked_fill_(rows, 0.0)
+    state.target = torch.where(over, search.y, state.target)
+    known = over & (search.reached < torch.inf)
+    share = torch.where(state.stage == stages - 1, _LAST, 1.0)
+    state.length = torch.where(known, search.reached * share, state.length)

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from ...losses import Loss
+from ...registry import Access, Logits, attack
+from ...sampling import Streams
+from ...surrogates import Gradient
+from ...threats import Threat
+from ..active import Columns
+from ..nearest import Nearest
+from ..penalty import bisect
+from ..planes import ENDLESS, to_plane
+from ..ranking import ranked_targets
+
+# As in the paper: how far a step goes beyond the boundary, how much of it leads from the input itself, and
+# what share of a perturbation is kept after a success.
+_BEYOND = 1.05
+_TOWARDS_INPUT = 0.1
+_KEPT = 0.9
+_REFINE = 3  # forward passes that move the result to the boundary
+_RANKED = 9  # classes among which the nearest are chosen, at least
+_TINY = 1e-12
+
+
+@dataclass
+class _State(Columns):
+    target: Tensor
+    """The class that is being tried, int64 (n,)."""
+    delta: Tensor
+    """The perturbation (n, features)."""
+    low: Tensor
+    high: Tensor
+    """Its range (n, features)."""
+
+
+@attack(
+    "fab",
+    access=Access.GRADIENT,
+    norms={"linf", "l2", "l1"},
+    reference="Croce and Hein 2020, Algorithm 1; targeted as in AutoAttack",
+    minimum=True,
+)
+def fab(
+    model: Logits,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: Threat,
+    streams: Streams,
+    start: Tensor | None = None,
+    targets: Annotated[int, Ge(1)] = 9,
+    steps: Annotated[int, Ge(1)] = 100,
+    restarts: Annotated[int, Ge(1)] = 1,
+    gradient: Gradient = "true",
+    nearest: bool = False,
+) -> Tensor:
+    """FAB-T: steps to the linearised boundary of one class after another, held close to the input.
+
+    Args:
+        targets: How many classes to try, those with the nearest linearised boundaries first.
+        steps: Gradient steps per class.
+        restarts: Rounds over the classes; the first begins at the input and the others near it.
+        gradient: "true" or "smooth": that of the model or of its surrogates.
+        nearest: Go on within the budget, for the smallest perturbation that can be found.
+    """
+    smooth = gradient == "smooth"
+    search = Nearest(model, x, y, threat, streams, nearest=nearest, start=start)
+    ranking, _ = ranked_targets(search, x, count=max(targets, _RANKED), smooth=smooth)
+    count = min(targets, ranking.shape[1])
+    for number in range(restarts * count):
+        if not search.restart(number):
+            break
+        target = ranking[search.rows, number % count]
+        _run(search, target, steps, smooth=smooth, anew=number >= count)
+    bisect(search, _REFINE)
+    return search.finish()
+
+
+def _run(search: Nearest, target: Tensor, steps: int, *, smooth: bool, anew: bool) -> None:
+    """The steps towards one class for each active sample."""
+    low, high = (side.clamp(-ENDLESS, ENDLESS) for side in search.ball.room())
+    begin = _near(search) if anew else search.x
+    state = _State(target=target, delta=search.ball.delta(begin), low=low, high=high)
+    norm = search.ball.threat.norm
+    for step in range(steps):
+        point = search.ball.point(state.delta)
+        before = search.reached
+        lead, slope = search.climb(point, _gap(state.target), smooth=smooth)
+        success = (lead > 0) | (search.reached < before)
+        state.delta = _step(state, norm, lead, search.ball.slope(slope), success)
+        if not search.prune(step, state):
+            break
+    else:
+        search.look(search.ball.point(state.delta))
+
+
+def _near(search: Nearest) -> Tensor:
+    """A random point at up to half of the distance that is to be undercut (n, *shape)."""
+    far = search.reached.clamp_max(search.budget)
+    return search.ball.resized(far / 2).random(search.streams)
+
+
+def _gap(target: Tensor) -> Loss:
+    def loss(logits: Tensor, y: Tensor) -> Tensor:
+        return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None]))[:, 0]
+
+    return loss
+
+
+def _step(state: _State, norm: str, lead: Tensor, slope: Tensor, success: Tensor) -> Tensor:
+    """The next perturbation: between the projections of the last one and of 0 onto the linearised boundary.
+
+    After a success the last one is drawn back towards the input first. The paper evaluates the model there
+    anew; here the plane of the success serves, which saves half of the forward passes.
+    """
+    delta, low, high = state.delta, state.low, state.high
+    base = delta * (1 - (1 - _KEPT) * success.to(delta.dtype))[:, None]
+    level = torch.linalg.vecdot(slope, delta) - lead
+    rise = level - torch.linalg.vecdot(slope, base)
+    near = to_plane(norm, slope, rise, low - base, high - base)
+    whole = to_plane(norm, slope, level, low, high)
+    near_size, whole_size = _size(norm, near), _size(norm, whole)
+    share = (near_size / (near_size + whole_size).clamp_min(_TINY)).clamp_max(_TOWARDS_INPUT)
+    # What is still beyond the boundary must stay there, or the sum could end up on it to the last digit.
+    ahead = base.addcmul_(near, torch.where(rise < 0, 1.0, _BEYOND)[:, None])
+    return torch.clamp(ahead.lerp_(whole.mul_(_BEYOND), share[:, None]), low, high)
+
+
+def _size(norm: str, delta: Tensor) -> Tensor:
+    order = {"linf": torch.inf, "l2": 2.0, "l1": 1.0}[norm]
+    size: Tensor = torch.linalg.vector_norm(delta, ord=order, dim=1)
+    return size
