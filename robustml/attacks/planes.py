@@ -65,6 +65,7 @@ def _fill(size: Tensor, rate: Tensor, steep: Tensor, room: Tensor, rise: Tensor)
 
 def _greedy(size: Tensor, room: Tensor, rise: Tensor) -> Tensor:
     """All the room of the features with the largest coefficients, a part of it for those at the threshold."""
+    room = room * size.sign()  # what does not count must not change
     gain, chosen = size * room, torch.empty_like(room)
     low, high = torch.zeros_like(rise), size.amax(1) * (1 + 2.0**-_HALVINGS)
     below = gain.sum(1)  # the rise that the features above the lower threshold give

@@ -272,9 +272,7 @@ GOLDEN = [
     not (MNIST / "mnist_pgd.safetensors").exists(), reason="needs the data beside the repository"
 )
 @pytest.mark.parametrize(("threat", "options", "count", "median", "standing", "most"), GOLDEN)
-def test_on_a_real_adversarially_trained_network(
-    run, threat, options, count, median, standing, most
-) -> None:
+def test_on_a_real_adversarially_trained_network(run, threat, options, count, median, standing, most) -> None:
     model, x, y = robust_mnist(count)
     passes = [0, 0]
 
