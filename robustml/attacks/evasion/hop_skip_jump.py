@@ -14,8 +14,8 @@ from ...threats import Threat, per_row
 from ..active import Columns
 from ..decisions import WINDOWS, Questions, first_points, noise_row, noise_window, reduced
 
-# How long the probes are, as a share of the perturbation that they start from. The paper takes a thousandth on
-# large images; on a robust network long ones take a fifth off the median, and they do a plain one no harm.
+# How long the probes are, as a share of the perturbation that they start from. The paper takes a thousandth
+# on large images; on a robust network long ones take a fifth off the median, and they do a plain one no harm.
 _REACH = 0.7
 _STARTS = 0.05  # share of the questions that are spent on where to start
 _LINE = 14  # questions for a step and the way back to the boundary
