@@ -97,10 +97,8 @@ def fewest_features(search: Nearest, boundary: Boundary, low: Tensor, high: Tens
     return torch.where(end.abs() < ENDLESS, changed * end, 2 * share * end)
 
 
-def step_across(
-    search: Nearest, boundary: Boundary, delta: Tensor, low: Tensor, high: Tensor, overshoot: float
-) -> Tensor:
-    """The shortest step to a linearised boundary within the range of the inputs, and a little further.
+def step_across(search: Nearest, boundary: Boundary, delta: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The shortest step to a linearised boundary within the range of the inputs: (n, features).
 
     The step is no longer than the boundary would be far without the range: where it stops many features, a
     linearisation is not to be trusted as far as the others would have to go in their place.
@@ -111,16 +109,11 @@ def step_across(
         delta: A perturbation (n, features).
         low: Lowest value of each entry of `delta` (n, features).
         high: Highest value of each entry of `delta` (n, features).
-        overshoot: By how much of itself the step goes too far.
-
-    Returns:
-        The perturbation after the step (n, features).
     """
     norm = search.ball.threat.norm
     slope = search.ball.slope(boundary.gradient)
     step = to_plane(norm, slope, boundary.away, low - delta, high - delta)
     order = {"linf": torch.inf, "l2": 2.0, "l1": 1.0}[norm]
     size = torch.linalg.vector_norm(step, ord=order, dim=1)
-    share = (boundary.away.abs() / size.clamp_min(_TINY)).clamp_max(1.0)
-    step *= (share * (1 + overshoot))[:, None]
-    return torch.minimum(torch.maximum(step.add_(delta), low), high)
+    step *= (boundary.away.abs() / size.clamp_min(_TINY)).clamp_max(1.0)[:, None]
+    return step

@@ -46,25 +46,26 @@ def test_what_is_found_is_valid_and_wrong(run, tiny_cnn, images, name, norm, gra
     z = run(name, tiny_cnn, x, y, middle(norm), nearest=True, gradient=gradient)
     assert middle(norm).unbounded().around(x).contains(z).all()
     assert (tiny_cnn(z).argmax(1) != y).all()
-    assert 0 < middle(norm).around(x).contains(z).sum() < len(x)
+    assert middle(norm).around(x).contains(z).sum() > len(x) / 3
 
 
 @every_case
 def test_without_nearest_the_same_samples_break_for_less(run, tiny_cnn, images, name, norm) -> None:
-    x, y = images
+    model, x, y = tiny_cnn.double(), images[0].double(), images[1]
     passes = []
 
     def counted(z: Tensor) -> Tensor:
         passes.append(len(z))
-        return tiny_cnn(z)
+        return model(z)
 
-    ball = middle(norm).around(x)
-    near = run(name, counted, x, y, middle(norm), nearest=True)
+    threat = middle(norm, EXACT_IMAGES)
+    ball = threat.around(x)
+    near = run(name, counted, x, y, threat, nearest=True)
     spent = sum(passes)
     passes.clear()
-    z = run(name, counted, x, y, middle(norm))
+    z = run(name, counted, x, y, threat)
     assert sum(passes) < spent
-    assert (ball.distance(near) <= ball.distance(z) + 1e-6).all()
+    assert (ball.distance(near) <= ball.distance(z) + 1e-9).all()
     assert torch.equal(ball.contains(z), ball.contains(near))
 
 
@@ -99,12 +100,12 @@ def test_a_known_point_is_never_made_worse(run, tiny_cnn, images, name, norm, bl
     assert (tiny_cnn(known).argmax(1) != y).sum() > len(x) / 2
     known[::3] = x[::3]
     model = (lambda z: tiny_cnn(z.detach()).detach()) if blind else tiny_cnn
-    z = from_start(name, model, x, y, middle(norm), known, nearest=True, steps=10)
+    z = from_start(name, model, x, y, middle(norm), known, nearest=True, steps=20)
     was = tiny_cnn(known).argmax(1) != y
     assert (tiny_cnn(z).argmax(1) != y)[was].all()
     assert (ball.distance(z) <= ball.distance(known))[was].all()
     if not blind:
-        assert (ball.distance(z) < ball.distance(known))[was].all()
+        assert (ball.distance(z) < 0.9 * ball.distance(known))[was].all()
 
 
 @every_case

@@ -21,6 +21,7 @@ from ..radii import ascend
 from ..steps import free_gradient
 
 _SMOOTH_SHARE = 0.6  # of the steps follow the surrogates, if they are asked for
+_BEYOND = 1.02  # how much farther than the boundary seems to be the first success is sought
 _SLOWEST = 0.002  # the length changes by at least this share of itself
 _TINY = 1e-12
 
@@ -34,6 +35,8 @@ class _State(Columns):
     """Its range (n, features)."""
     radius: Tensor
     """The size that the next perturbation is given (n,)."""
+    won: Tensor
+    """Whether it has had a success of its own, bool (n,)."""
 
 
 @attack(
@@ -84,8 +87,9 @@ def ddn(
 def _begin(search: Nearest, classes: int, rate: float, *, smooth: bool) -> _State:
     low, high = (side.clamp(-ENDLESS, ENDLESS) for side in search.ball.room())
     boundary = nearest_boundary(search, search.x, count=classes, smooth=smooth)
-    radius = torch.minimum(boundary.away.clamp(0, ENDLESS), search.reached * (1 - rate))
-    state = _State(torch.zeros_like(low), low, high, radius)
+    radius = torch.minimum((boundary.away * _BEYOND).clamp(0, ENDLESS), search.reached * (1 - rate))
+    won = torch.zeros_like(radius, dtype=torch.bool)
+    state = _State(torch.zeros_like(low), low, high, radius, won)
     _step(state, search.ball.slope(boundary.gradient), 1.0)
     return state
 
@@ -98,7 +102,9 @@ def _advance(search: Nearest, state: _State, time: float, rate: float, *, smooth
     near, share = search.reached, (1 + math.cos(math.pi * time)) / 2
     # What is no nearer than a success that is known asks for a shorter perturbation just as well.
     shorter = (near < before) | (search.ball.length(point) >= near)
-    change = rate * share + _SLOWEST
+    state.won = state.won | (near < before)
+    # Until there is a success the length must be able to grow for as long as it takes.
+    change = rate * torch.where(state.won, share, 1.0) + _SLOWEST
     less = torch.minimum(state.radius, near) * (1 - change)
     more = torch.minimum(state.radius * (1 + change), near * (1 - change / 4))
     state.radius = torch.where(shorter, less, more).clamp_max(ENDLESS)

@@ -17,6 +17,10 @@ from ..nearest import Nearest
 from ..penalty import bisect
 from ..planes import ENDLESS
 
+_PATIENCE = (
+    10  # steps after which the overshoot has doubled, which ends the cycles that some samples fall into
+)
+
 
 @dataclass
 class _State(Columns):
@@ -60,7 +64,8 @@ def deepfool(
     Args:
         steps: Linearisations at most; one look more tells where the last step led.
         classes: How many of the likeliest classes to look at, a backward pass each.
-        overshoot: By how much of itself each step goes too far, to end behind the boundary.
+        overshoot: By how much the perturbation is stretched, to end behind the boundary; this grows with the
+            steps.
         refine: Looks between the input and the point found, at the end.
         gradient: "true" or "smooth": that of the model or of its surrogates.
         nearest: Refine what is within the budget, too.
@@ -71,16 +76,19 @@ def deepfool(
     state = _State(torch.zeros_like(low), low, high, crossed)
     for step in range(steps):
         before = search.reached
-        point = search.ball.point(state.delta)
-        boundary = nearest_boundary(search, point, count=classes, smooth=gradient == "smooth")
+        stretch = 1 + overshoot * (1 + (step / _PATIENCE) ** 2)
+        seen = torch.clamp(state.delta * stretch, state.low, state.high)
+        boundary = nearest_boundary(
+            search, search.ball.point(seen), count=classes, smooth=gradient == "smooth"
+        )
         state.crossed = state.crossed | (boundary.away < 0) | (search.reached < before)
-        ahead = step_across(search, boundary, state.delta, state.low, state.high, overshoot)
+        ahead = step_across(search, boundary, seen, state.low, state.high)
         # Those that have arrived stay where they are until they leave.
-        state.delta = ahead.lerp_(state.delta, state.crossed[:, None].to(ahead.dtype))
+        state.delta = state.delta.addcmul(ahead, (~state.crossed)[:, None].to(ahead.dtype))
         if not search.prune(step, state, done=state.crossed):
             break
     else:
-        search.look(search.ball.point(state.delta))
+        search.look(search.ball.point(state.delta * stretch))
     if search.restart(1):
         bisect(search, refine)
     return search.finish()

@@ -24,7 +24,7 @@ _SMOOTH_SHARE = 0.6  # of the steps follow the surrogates, if they are asked for
 _FASTEST, _SLOWEST = 0.05, 0.001  # how much the radius changes per step, at the start and at the end
 _LEAP = 0.2  # how far below the distance reached the linear estimate may pull the radius
 _BEYOND = 1.02  # how much farther than the boundary seems to be the first successes are sought
-_CREEP, _GROWTH = 1.1, 1.5  # how fast the radius grows, at least and at most, while nothing is known
+_CREEP, _GROWTH = 1.1, 1.5  # how fast the radius grows, at least and at most, until the first success
 # The first step, as a share of the radius (or, for L1 and L0, of what one feature can do).
 _STRIDE = {"linf": 2.0, "l2": 2.0, "l1": 0.3, "l0": 0.6}
 _TINY = 1e-12
@@ -41,6 +41,8 @@ class _State(Columns):
     """The size that it is held to (n,)."""
     room: Tensor
     """The longest way that a feature can go (n,)."""
+    won: Tensor
+    """Whether it has had a success of its own, bool (n,)."""
     scale: Tensor
     """What turns the lead of each class into a distance (n, classes)."""
 
@@ -105,6 +107,7 @@ def _begin(search: Nearest, classes: int, *, smooth: bool) -> _State:
         high=high,
         radius=torch.minimum(away, search.reached * (1 - _FASTEST)),
         room=room_of(low, high),
+        won=torch.zeros_like(away, dtype=torch.bool),
         scale=boundary.scale,
     )
     if search.ball.threat.norm == "l0":
@@ -132,9 +135,12 @@ def _resize(search: Nearest, state: _State, success: Tensor, boundary: Tensor, t
     """The radius of the next step, from the one of the last and the estimated distance of the boundary."""
     rate = _cosine(_FASTEST, _SLOWEST, time)
     near, radius = search.reached, state.radius
-    smaller = torch.minimum(torch.maximum(boundary, near * (1 - _LEAP)), near * (1 - rate))
+    state.won = state.won | success
+    # A little beyond the estimate: on it, rounding alone would decide between success and failure.
+    smaller = torch.maximum(boundary * (1 + rate / 4), near * (1 - _LEAP))
+    smaller = torch.minimum(smaller, near * (1 - rate))
     larger = torch.maximum(radius * _CREEP, torch.minimum(boundary * _BEYOND, radius * _GROWTH))
-    larger = torch.where(near < torch.inf, radius * (1 + rate), larger)
+    larger = torch.where(state.won, radius * (1 + rate), larger)
     larger = torch.minimum(larger, near * (1 - rate / 4))
     state.radius = torch.where(success, smaller, larger).clamp(0, ENDLESS)
     if search.ball.threat.norm == "l0":

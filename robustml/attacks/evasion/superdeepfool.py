@@ -17,7 +17,8 @@ from ..nearest import Nearest
 from ..penalty import bisect
 from ..planes import ENDLESS, to_plane
 
-_OVERSHOOT = 0.02  # by how much of itself a step goes too far, to end behind the boundary
+_OVERSHOOT = 0.02  # by how much a perturbation is stretched, to end behind the boundary
+_PATIENCE = 10  # steps without an arrival after which that has doubled
 
 
 @dataclass
@@ -29,6 +30,8 @@ class _State(Columns):
     """Its range (n, features)."""
     projected: Tensor
     """Whether it is a projection, bool (n,)."""
+    age: Tensor
+    """Steps since the last arrival (n,)."""
     done: Tensor
     """Whether a projection was adversarial, bool (n,)."""
 
@@ -77,27 +80,30 @@ def superdeepfool(
 def _run(search: Nearest, steps: int, classes: int, *, smooth: bool) -> None:
     low, high = (side.clamp(-ENDLESS, ENDLESS) for side in search.ball.room())
     no = torch.zeros(len(search), dtype=torch.bool, device=low.device)
-    state = _State(torch.zeros_like(low), low, high, projected=no, done=no)
+    state = _State(torch.zeros_like(low), low, high, projected=no, age=low.new_zeros(len(low)), done=no)
     for step in range(steps):
         before = search.reached
-        point = search.ball.point(state.delta)
-        boundary = nearest_boundary(search, point, count=classes, smooth=smooth)
+        seen = torch.clamp(state.delta * _stretch(state), state.low, state.high)
+        boundary = nearest_boundary(search, search.ball.point(seen), count=classes, smooth=smooth)
         crossed = (boundary.away < 0) | (search.reached < before)
         state.done = state.done | (crossed & state.projected) | (search.reached <= 0)
-        ahead = step_across(search, boundary, state.delta, state.low, state.high, _OVERSHOOT)
-        back = _projected(search, state, boundary)
-        ahead = ahead.lerp_(back, crossed[:, None].to(back.dtype))
+        ahead = step_across(search, boundary, seen, state.low, state.high).add_(state.delta)
+        ahead = ahead.lerp_(_projected(search, state, seen, boundary), crossed[:, None].to(ahead.dtype))
         # Those that have finished stay where they are until they leave.
         state.delta = ahead.lerp_(state.delta, state.done[:, None].to(ahead.dtype))
         state.projected = crossed
+        state.age = (state.age + 1).mul_((~crossed).to(state.age.dtype))
         if not search.prune(step, state, done=state.done):
             return
-    search.look(search.ball.point(state.delta))
+    search.look(search.ball.point(state.delta * _stretch(state)))
 
 
-def _projected(search: Nearest, state: _State, boundary: Boundary) -> Tensor:
+def _stretch(state: _State) -> Tensor:
+    return (1 + _OVERSHOOT * (1 + (state.age / _PATIENCE).square()))[:, None]
+
+
+def _projected(search: Nearest, state: _State, seen: Tensor, boundary: Boundary) -> Tensor:
     """The way from the input to the boundary as it looks from the arrival, anew: (n, features)."""
     slope = search.ball.slope(boundary.gradient)
-    rise = torch.linalg.vecdot(slope, state.delta) + boundary.away
-    whole = to_plane("l2", slope, rise, state.low, state.high)
-    return torch.minimum(torch.maximum(whole.mul_(1 + _OVERSHOOT), state.low), state.high)
+    rise = torch.linalg.vecdot(slope, seen) + boundary.away
+    return to_plane("l2", slope, rise, state.low, state.high)
