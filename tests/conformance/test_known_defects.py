@@ -66,9 +66,9 @@ def test_an_attack_takes_the_steps_that_the_report_declares(tmp_path: Path, step
 
 
 def test_built_in_suites_declare_a_hundred_steps() -> None:
-    steps = [e.options["steps"] for e in load_suite("standard").attack if e.use == "apgd"]
-    assert steps
-    assert set(steps) == {100}
+    for name in ("standard", "thorough"):
+        entries = [e for e in load_suite(name).attack if e.use in {"apgd", "apgd-t"}]
+        assert {find_attack(e.use).check(e.options)["steps"] for e in entries} == {100}
 
 
 def test_apgd_returns_its_best_point_and_not_its_last() -> None:
