@@ -123,8 +123,8 @@ class Ball(ABC):
         step = self._unscaled(self._shrink(self._scaled(z)))
         point = self.x + step
         # The sum is rounded; roundings away from x in many features would together leave the ball.
-        too_far = (point - self.x).abs() > step.abs()
-        return torch.where(too_far, torch.nextafter(point, self.x), point).clamp_(self.lower, self.upper)
+        too_far = ((point - self.x).abs() > step.abs()).to(point.dtype)
+        return torch.lerp(point, torch.nextafter(point, self.x), too_far).clamp_(self.lower, self.upper)
 
     def project_(self, z: Tensor) -> Tensor:
         """As `project`, for a tensor that is the caller's to overwrite; saves a copy where it can."""
