@@ -36,7 +36,16 @@ FOOLBOX = Library(
         "ddn": Entry(_attack("DDNAttack", minimum=True, steps=100)),
         "deepfool": Entry(_attack("L2DeepFoolAttack", minimum=True, steps=50, candidates=10)),
         "carlini-wagner": Entry(
-            _attack("L2CarliniWagnerAttack", minimum=True, binary_search_steps=5, steps=100)
+            _attack(
+                "L2CarliniWagnerAttack",
+                minimum=True,
+                binary_search_steps=5,
+                steps=100,
+                stepsize=0.05,
+                initial_const=1.0,
+                abort_early=False,
+            ),
+            "step 0.05, first weight 1: its defaults reach fewer",
         ),
         "hop-skip-jump": Entry(
             _attack("HopSkipJumpAttack", minimum=True, steps=20, initial_gradient_eval_steps=100), "20 steps"
