@@ -98,8 +98,8 @@ def alma(
         objective = scaled_margin(state.scale, target=aim)
         value, slope = search.climb(search.ball.point(state.delta), objective, smooth=smooth)
         pressure = _press(state, value)
-        pull = search.ball.slope(slope) * -pressure[:, None]
-        _move(state, threat.norm, pull, step, step_size * _LAST ** (step / steps))
+        share = step_size * _LAST ** (step / steps)
+        _move(state, threat.norm, search.ball.slope(slope), pressure, step, share)
         if (step + 1) % _CHECK == 0:
             _harden(state, value)
         if not search.prune(step, state):
@@ -140,18 +140,23 @@ def _press(state: _State, value: Tensor) -> Tensor:
     return pressure
 
 
-def _move(state: _State, norm: str, pull: Tensor, step: int, share: float) -> None:
+def _move(state: _State, norm: str, slope: Tensor, pressure: Tensor, step: int, share: float) -> None:
     """One step of RMSProp with momentum on distance and penalty."""
-    size = torch.linalg.vector_norm(state.delta, dim=1, keepdim=True).clamp_min(_TINY)
-    whole = pull + (state.delta.sign() if norm == "l1" else state.delta / size)
-    state.square.lerp_(whole.square(), 1 - _RMS)
-    rms = (state.square / (1 - _RMS ** (step + 1))).sqrt_().add_(_TINY)
-    rate = (share * state.length / math.sqrt(whole.shape[1]))[:, None] / rms
-    state.velocity.lerp_(pull if norm == "l1" else whole, 1 - _MOMENTUM)
-    moved = torch.addcmul(state.delta, state.velocity, rate, value=-1 / (1 - _MOMENTUM ** (step + 1)))
+    delta = state.delta
     if norm == "l1":
-        moved = (moved.abs() - rate).clamp_min_(0).copysign_(moved)
-    state.delta = torch.clamp(moved, state.low, state.high)
+        away = delta.sign()
+    else:
+        away = delta / torch.linalg.vector_norm(delta, dim=1, keepdim=True).clamp_min(_TINY)
+    whole = torch.addcmul(away, slope, pressure[:, None], value=-1)
+    state.square.mul_(_RMS).addcmul_(whole, whole, value=1 - _RMS)
+    size = share * math.sqrt((1 - _RMS ** (step + 1)) / whole.shape[1]) * state.length
+    rate = size[:, None] / state.square.sqrt().add_(_TINY)
+    # For L1 the distance has its own, proximal step.
+    state.velocity.lerp_(whole.sub_(away) if norm == "l1" else whole, 1 - _MOMENTUM)
+    moved = torch.addcmul(delta, state.velocity, rate, value=-1 / (1 - _MOMENTUM ** (step + 1)))
+    if norm == "l1":
+        moved.sub_(torch.clamp(moved, -rate, rate))
+    state.delta = moved.clamp_(state.low, state.high)
 
 
 def _harden(state: _State, value: Tensor) -> None:

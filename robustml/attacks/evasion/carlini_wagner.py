@@ -39,9 +39,9 @@ class _State(Stages):
     low: Tensor
     high: Tensor
     """The range of the perturbation."""
-    middle: Tensor
-    half: Tensor
-    """Centre and half of the width of the curve for each feature."""
+    offset: Tensor
+    inverse: Tensor
+    """What turns a perturbation into the tanh of the paper (n, features)."""
     length: Tensor
     """How far the boundary seems to be (n,)."""
 
@@ -91,7 +91,8 @@ def carlini_wagner(
     for step in range(binary_steps * steps):
         objective = scaled_margin(state.scale, confidence, state.target)
         point = search.ball.point(state.delta)
-        _descend(state, search, *search.climb(point, objective, smooth=smooth), steps, step_size)
+        value, slope = search.climb(point, objective, smooth=smooth)
+        _descend(state, value, search.ball.slope(slope), steps, step_size)
         if (step + 1) % Stages.period(steps) == 0:
             _turn(state, search, steps, binary_steps)
         if not search.prune(step, state, done=state.stage >= binary_steps):
@@ -106,7 +107,8 @@ def _begin(search: Confident, *, smooth: bool) -> _State:
     low, high = search.ball.room()
     # Where the range is endless or all but, the curve is that of a range in which the search will stay.
     wide = _WIDE * length[:, None]
-    curve = low.clamp_min(-wide), high.clamp_max(wide)
+    bottom, top = low.clamp_min(-wide), high.clamp_max(wide)
+    half = (top - bottom).clamp_min(_TINY) * ((1 + _WIDER) / 2)
     return _State(
         # With this weight the minimum would lie on the boundary if that were a plane.
         **vars(Stages.begin(2 * length)),
@@ -117,35 +119,30 @@ def _begin(search: Confident, *, smooth: bool) -> _State:
         second=torch.zeros_like(delta),
         low=low,
         high=high,
-        middle=(curve[0] + curve[1]) / 2,
-        half=(curve[1] - curve[0]).clamp_min(_TINY) * ((1 + _WIDER) / 2),
+        offset=-(bottom + top) / (2 * half),
+        inverse=1 / half,
         length=length,
     )
 
 
-def _descend(
-    state: _State, search: Confident, value: Tensor, slope: Tensor, steps: int, step_size: float
-) -> None:
+def _descend(state: _State, value: Tensor, slope: Tensor, steps: int, step_size: float) -> None:
     """One step of Adam in the variable whose curve the perturbation follows."""
     missing = (-value).clamp_min(0)
-    state.note(state.delta.square().sum(1) + state.weight * missing, value > 0)
-    # With t = tanh(w), a step s of w takes t to (t + tanh s) / (1 + t tanh s); in this form, no rounding of w
-    # is multiplied by the width of the range.
-    place = (state.delta - state.middle) / state.half
-    steep = (1 - place.square()).clamp_min(_FLATTEST)
-    active = state.weight * (value <= 0)
-    pull = (2 * state.delta).addcmul_(search.ball.slope(slope), active[:, None], value=-1)
-    pull = pull.mul_(steep).mul_(state.half)
+    state.note(torch.linalg.vecdot(state.delta, state.delta) + state.weight * missing, value > 0)
+    # The step of tanh(w) to first order, which is enough for its length; what is constant for a feature
+    # cancels out of Adam.
+    place = torch.addcmul(state.offset, state.delta, state.inverse)
+    steep = torch.addcmul(place.new_ones(()), place, place, value=-1).clamp_min_(_FLATTEST)
+    active = state.weight * (value <= 0) / 2
+    pull = torch.addcmul(state.delta, slope, active[:, None], value=-1).mul_(steep)
     state.first.lerp_(pull, 1 - _BETA1)
-    state.second.lerp_(pull.square_(), 1 - _BETA2)
+    state.second.mul_(_BETA2).addcmul_(pull, pull, value=1 - _BETA2)
     age = state.age.to(pull.dtype)
     even = (1 - _BETA2**age).sqrt() / (1 - _BETA1**age)
     decay = (1 + torch.cos(math.pi * age / steps)) / 2
-    size = step_size * state.length / math.sqrt(pull.shape[1])
-    step = state.first * (-even * decay * size)[:, None] / state.second.sqrt().add_(_TINY)
-    turn = step.div_(state.half).tanh_()
-    moved = state.half * turn * steep / place.mul_(turn).add_(1)
-    state.delta = torch.clamp(state.delta + moved, state.low, state.high)
+    size = -step_size * state.length / math.sqrt(pull.shape[1]) * even * decay
+    down = steep.mul_(state.first).mul_(size[:, None]).div_(state.second.sqrt().add_(_TINY))
+    state.delta = down.add_(state.delta).clamp_(state.low, state.high)
 
 
 def _turn(state: _State, search: Confident, steps: int, stages: int) -> None:

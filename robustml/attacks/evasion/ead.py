@@ -103,7 +103,7 @@ def _begin(search: Confident, *, smooth: bool) -> _State:
 def _descend(state: _State, value: Tensor, slope: Tensor, steps: int, step_size: float, l2: float) -> None:
     """One step of iterative shrinkage (ISTA, equation 6), shorter where the penalty weighs more."""
     delta = state.delta
-    squared = delta.square().sum(1) / state.length
+    squared = torch.linalg.vecdot(delta, delta) / state.length
     missing = (-value).clamp_min(0)
     state.note(delta.abs().sum(1) + l2 / 2 * squared + state.weight * missing, value > 0)
     decay = (1 - state.age / steps).clamp_min(_SLOWEST) / state.weight.clamp_min(1).sqrt()
@@ -112,8 +112,9 @@ def _descend(state: _State, value: Tensor, slope: Tensor, steps: int, step_size:
     pull = slope * (state.weight * (value <= 0))[:, None]
     pull = pull.addcmul_(delta, (-l2 / state.length)[:, None])
     moved = torch.addcmul(delta, pull, length)
-    shrunk = (moved.abs() - length).clamp_min_(0).copysign_(moved)
-    state.delta = torch.clamp(shrunk, state.low, state.high)
+    # What is left after the shrinkage towards 0.
+    moved.sub_(torch.clamp(moved, -length, length))
+    state.delta = moved.clamp_(state.low, state.high)
 
 
 def _turn(state: _State, search: Confident, steps: int, stages: int) -> None:

@@ -15,7 +15,7 @@ from ...threats import Threat
 from ..active import Columns
 from ..nearest import Nearest
 from ..penalty import bisect
-from ..planes import ENDLESS, to_plane
+from ..planes import ENDLESS, Planes
 from ..ranking import ranked_targets
 
 # As in the paper: how far a step goes beyond the boundary, how much of it leads from the input itself, and
@@ -23,9 +23,12 @@ from ..ranking import ranked_targets
 _BEYOND = 1.05
 _TOWARDS_INPUT = 0.1
 _KEPT = 0.9
+# Back from beyond the boundary a step goes a little less far than out: with equal factors both parts of it
+# can add up to a point on the plane itself, where the last digit decides what happens next.
+_BACK = 1.04
 _REFINE = 3  # forward passes that move the result to the boundary
 _RANKED = 9  # classes among which the nearest are chosen, at least
-_TINY = 1e-12
+_TINY = 1e-30
 
 
 @dataclass
@@ -119,20 +122,27 @@ def _step(state: _State, norm: str, lead: Tensor, slope: Tensor, success: Tensor
     After a success the last one is drawn back towards the input first. The paper evaluates the model there
     anew; here the plane of the success serves, which saves half of the forward passes.
     """
-    delta, low, high = state.delta, state.low, state.high
-    base = delta * (1 - (1 - _KEPT) * success.to(delta.dtype))[:, None]
-    level = torch.linalg.vecdot(slope, delta) - lead
-    rise = level - torch.linalg.vecdot(slope, base)
-    near = to_plane(norm, slope, rise, low - base, high - base)
-    whole = to_plane(norm, slope, level, low, high)
-    near_size, whole_size = _size(norm, near), _size(norm, whole)
+    planes = Planes(norm, slope)
+    risen = torch.linalg.vecdot(slope, state.delta)
+    level = risen - lead
+    kept = 1 - (1 - _KEPT) * success.to(lead.dtype)
+    base = state.delta * kept[:, None]
+    rise = level - kept * risen
+    whole, near = planes.turned(level), planes.turned(rise)
+    whole_way = whole.reach(whole.room(state.low, state.high), level.abs())
+    near_way = near.reach(near.room(state.low - base, state.high - base), rise.abs())
+    near_size, whole_size = _size(norm, near_way), _size(norm, whole_way)
     share = (near_size / (near_size + whole_size).clamp_min(_TINY)).clamp_max(_TOWARDS_INPUT)
-    # What is still beyond the boundary must stay there, or the sum could end up on it to the last digit.
-    ahead = base.addcmul_(near, torch.where(rise < 0, 1.0, _BEYOND)[:, None])
-    return torch.clamp(ahead.lerp_(whole.mul_(_BEYOND), share[:, None]), low, high)
+    beyond = torch.where(rise < 0, _BACK, _BEYOND)
+    near_way.mul_(near.sign).mul_((beyond * (1 - share))[:, None])
+    whole_way.mul_(whole.sign).mul_((_BEYOND * share)[:, None])
+    base.mul_((1 - share)[:, None]).add_(near_way).add_(whole_way)
+    return torch.clamp(base, state.low, state.high)
 
 
-def _size(norm: str, delta: Tensor) -> Tensor:
-    order = {"linf": torch.inf, "l2": 2.0, "l1": 1.0}[norm]
-    size: Tensor = torch.linalg.vector_norm(delta, ord=order, dim=1)
-    return size
+def _size(norm: str, way: Tensor) -> Tensor:
+    """The length of changes that are all at least 0: (n,)."""
+    if norm == "l2":
+        length: Tensor = torch.linalg.vector_norm(way, dim=1)
+        return length
+    return way.amax(1) if norm == "linf" else way.sum(1)
