@@ -107,6 +107,10 @@ def test_an_attack_of_the_user_is_run_by_name(tmp_path: Path) -> None:
     try:
         (tmp_path / "mine.toml").write_text(only("corner"))
         net = nn.Linear(4, 3)
+        with torch.no_grad():
+            # What a fresh layer holds depends on the tests before; some have nothing to break.
+            net.weight.copy_(torch.tensor([[1.0, -1, 1, -1], [-1, 1, 1, -1], [1, 1, -1, -1]]))
+            net.bias.zero_()
         x = np.random.default_rng(0).random((20, 4)).astype(np.float32)
         with torch.no_grad():
             y = net(torch.from_numpy(x)).argmax(1)
