@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..threats import per_row
 from .nearest import Nearest
 from .planes import ENDLESS, to_plane
-from .steps import free_gradient
+from .radii import dual_of, free_slope, size_of
 
 __all__ = ["Boundary", "fewest_features", "likely_classes", "nearest_boundary", "step_across"]
 
@@ -26,12 +25,13 @@ class Boundary:
         scale: Turns the gap between a class's logit and the label's into a distance to first order, for
             each class (n, classes). Classes that were not looked at are taken for average.
         away: The distance of the nearest boundary to first order (n,), negative for what is wrong already.
-        gradient: That of minus this distance (n, *shape), 0 for what cannot move that way.
+        slope: The gradient of minus this distance with respect to the perturbation (n, features), 0 for what
+            cannot move that way.
     """
 
     scale: Tensor
     away: Tensor
-    gradient: Tensor
+    slope: Tensor
 
 
 def likely_classes(logits: Tensor, y: Tensor, count: int) -> Tensor:
@@ -40,7 +40,9 @@ def likely_classes(logits: Tensor, y: Tensor, count: int) -> Tensor:
     return others.topk(min(count, logits.shape[1] - 1), dim=1).indices
 
 
-def nearest_boundary(search: Nearest, z: Tensor, *, count: int, smooth: bool = False) -> Boundary:
+def nearest_boundary(
+    search: Nearest, delta: Tensor, low: Tensor, high: Tensor, *, count: int, smooth: bool = False
+) -> Boundary:
     """Find the nearest linearised boundary among those of the likeliest classes.
 
     The class with the largest wrong logit is often not the nearest one (MALT, Melamed et al. 2024), and an
@@ -48,38 +50,40 @@ def nearest_boundary(search: Nearest, z: Tensor, *, count: int, smooth: bool = F
 
     Args:
         search: The samples; one forward pass, and one backward pass per class, are spent on each.
-        z: Where to linearise, (n, *shape).
+        delta: The perturbation at which to linearise, within its range (n, features).
+        low: Lowest value of each entry of `delta` (n, features).
+        high: Highest value of each entry of `delta` (n, features).
         count: How many classes to look at, at most.
         smooth: Linearise with the surrogates.
     """
+    norm = search.ball.threat.norm
     chosen: list[Tensor] = []
 
     def candidates(logits: Tensor) -> Tensor:
         chosen.append(likely_classes(logits, search.y, count))
         return chosen[0]
 
-    logits, gradients = search.slopes(z, candidates, smooth=smooth)
+    logits, gradients = search.slopes(search.ball.point(delta), candidates, smooth=smooth)
     logits = logits.nan_to_num()
-    slopes = [free_gradient(gradient, z, search.ball) for gradient in gradients.unbind(1)]
-    steep = torch.stack([search.ball.dual(slope) for slope in slopes], dim=1)
+    slopes = [free_slope(search.ball.slope(g), delta, low, high) for g in gradients.unbind(1)]
+    steep = torch.stack([dual_of(norm, slope, low, high) for slope in slopes], dim=1)
     # A class whose logit does not move must not look infinitely far from its boundary, nor infinitely near.
     floor = _FLAT * steep.amax(1, keepdim=True)
     steep = torch.where(floor > 0, torch.maximum(steep, floor), 1.0)
     scale = (1 / steep.mean(1, keepdim=True)).expand_as(logits).scatter(1, chosen[0], 1 / steep)
     leads = logits.gather(1, search.y[:, None]) - logits.gather(1, chosen[0])
     away, place = (leads / steep).min(1)
-    gradient = torch.zeros_like(z)
+    nearest = torch.zeros_like(delta)
     for index, slope in enumerate(slopes):
-        weight = (place == index).to(z.dtype) / steep[:, index]
-        gradient.addcmul_(per_row(weight, z), slope)
-    return Boundary(scale, away, gradient)
+        weight = (place == index).to(delta.dtype) / steep[:, index]
+        nearest.addcmul_(weight[:, None], slope)
+    return Boundary(scale, away, nearest)
 
 
-def fewest_features(search: Nearest, boundary: Boundary, low: Tensor, high: Tensor) -> Tensor:
+def fewest_features(boundary: Boundary, low: Tensor, high: Tensor) -> Tensor:
     """Cross a linearised boundary by the fewest features, each at the end of its range.
 
     Args:
-        search: The samples.
         boundary: The boundary, seen from the inputs.
         low: Lowest change of each feature (n, features).
         high: Highest change of each feature (n, features).
@@ -87,7 +91,7 @@ def fewest_features(search: Nearest, boundary: Boundary, low: Tensor, high: Tens
     Returns:
         The perturbation (n, features); the smallest there is if the model is linear.
     """
-    slope = search.ball.slope(boundary.gradient)
+    slope = boundary.slope
     up = torch.gt(slope, 0).to(slope.dtype)
     end = torch.lerp(low, high, up)
     none = torch.zeros_like(slope)
@@ -111,9 +115,7 @@ def step_across(search: Nearest, boundary: Boundary, delta: Tensor, low: Tensor,
         high: Highest value of each entry of `delta` (n, features).
     """
     norm = search.ball.threat.norm
-    slope = search.ball.slope(boundary.gradient)
-    step = to_plane(norm, slope, boundary.away, low - delta, high - delta)
-    order = {"linf": torch.inf, "l2": 2.0, "l1": 1.0}[norm]
-    size = torch.linalg.vector_norm(step, ord=order, dim=1)
+    step = to_plane(norm, boundary.slope, boundary.away, low - delta, high - delta)
+    size = size_of(norm, step)
     step *= (boundary.away.abs() / size.clamp_min(_TINY)).clamp_max(1.0)[:, None]
     return step

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from .planes import ENDLESS
 
-__all__ = ["ascend", "room_of", "shrink"]
+__all__ = ["ascend", "dual_of", "free_slope", "room_of", "shrink", "size_of"]
 
+_TURNS = 10
+_ABOVE = 0.02
 _HALVINGS = 14
 _TIE = 0.01
 _TINY = 1e-30
@@ -21,6 +23,49 @@ _TINY = 1e-30
 def room_of(low: Tensor, high: Tensor) -> Tensor:
     """The longest way that a feature of each sample can go, finite: (n,)."""
     return torch.maximum(high, -low).amax(1).clamp_max(ENDLESS)
+
+
+def size_of(norm: str, delta: Tensor) -> Tensor:
+    """The norm of perturbations (n, features): (n,)."""
+    if norm == "l0":
+        return torch.ne(delta, 0, out=torch.empty_like(delta)).sum(1)
+    return _DUAL_SIZES[_DUAL[norm]](delta)
+
+
+def dual_of(norm: str, slope: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """By how much a function of this gradient (n, features) rises per unit of the norm: (n,)."""
+    if norm == "l0":
+        # One feature may go to the end of its range, whichever pays best.
+        return torch.maximum(slope * low, slope * high).amax(1)
+    return _DUAL_SIZES[norm](slope)
+
+
+def _sum(values: Tensor) -> Tensor:
+    return values.abs().sum(1)
+
+
+def _peak(values: Tensor) -> Tensor:
+    return values.abs().amax(1)
+
+
+def _euclid(values: Tensor) -> Tensor:
+    size: Tensor = torch.linalg.vector_norm(values, dim=1)
+    return size
+
+
+# The general norm of torch takes ten times as long as these.
+_DUAL_SIZES = {"linf": _sum, "l2": _euclid, "l1": _peak}
+_DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
+
+
+def free_slope(slope: Tensor, delta: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The part of a gradient (n, features) that a perturbation in range can follow; it overwrites `slope`."""
+    # Comparisons that write numbers: choosing by a mask costs many times as much.
+    rises, falls = torch.empty_like(slope), torch.empty_like(slope)
+    torch.lt(delta, high, out=rises)
+    torch.gt(delta, low, out=falls)
+    rises.mul_(slope.clamp_min(0))
+    return rises.addcmul_(falls, slope.clamp_max_(0))
 
 
 def ascend(norm: str, slope: Tensor, length: Tensor) -> Tensor:
@@ -32,10 +77,9 @@ def ascend(norm: str, slope: Tensor, length: Tensor) -> Tensor:
     if norm == "linf":
         return slope.sign() * length[:, None]
     # Dividing by the largest entry first keeps the squares of tiny gradients from underflowing.
-    peak = torch.linalg.vector_norm(slope, ord=torch.inf, dim=1, keepdim=True)
-    unit: Tensor = slope / peak.clamp_min(_TINY)
+    unit = slope / _peak(slope).clamp_min(_TINY)[:, None]
     if norm == "l2":
-        length = length / torch.linalg.vector_norm(unit, dim=1).clamp_min(1.0)
+        length = length / _euclid(unit).clamp_min(1.0)
     unit *= length[:, None]
     return unit
 
@@ -58,8 +102,7 @@ def shrink(norm: str, delta: Tensor, radius: Tensor, slope: Tensor, low: Tensor,
     if norm == "linf":
         return torch.minimum(torch.maximum(delta, -limit), limit)
     if norm == "l2":
-        size = torch.linalg.vector_norm(delta, dim=1, keepdim=True)
-        return delta.mul_((limit / size.clamp_min(_TINY)).clamp_max(1.0))
+        return delta.mul_((radius / _euclid(delta).clamp_min(_TINY)).clamp_max(1.0)[:, None])
     return _hard(delta, radius, slope)
 
 
@@ -71,16 +114,21 @@ def _soft(delta: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> Tensor:
     size, up = delta.abs(), torch.empty_like(delta)
     torch.gt(delta, 0, out=up)
     room = torch.lerp(-low, high, up)
-    least, most = torch.zeros_like(radius), size.amax(1)
-    over = torch.empty_like(delta)
-    for _ in range(_HALVINGS):
-        middle = (least + most) / 2
-        torch.sub(size, middle[:, None], out=over)
-        torch.minimum(over.clamp_min_(0), room, out=over)
-        fits = over.sum(1) <= radius
-        least, most = torch.where(fits, least, middle), torch.where(fits, middle, most)
-    # What fits as it is keeps its size, to the last bit.
     whole = torch.minimum(size, room)
+    least, most = torch.zeros_like(radius), size.amax(1)
+    too_much, spare = whole.sum(1) - radius, radius
+    over = torch.empty_like(delta)
+    for turn in range(_TURNS):
+        # The sum is nearly straight between close thresholds: every other one is where it would be right, or
+        # a little above, since exactly there rounding would decide on which side it is.
+        share = (too_much + _ABOVE * spare) / (too_much + spare).clamp_min(_TINY) if turn % 2 else 0.5
+        middle = least + (most - least) * share
+        torch.sub(size, middle[:, None], out=over)
+        excess = torch.minimum(over.clamp_min_(0), room, out=over).sum(1) - radius
+        fits = excess <= 0
+        least, too_much = torch.where(fits, least, middle), torch.where(fits, too_much, excess)
+        most, spare = torch.where(fits, middle, most), torch.where(fits, -excess, spare)
+    # What fits as it is keeps its size, to the last bit.
     most = torch.where(whole.sum(1) <= radius, 0.0, most)
     torch.sub(size, most[:, None], out=over)
     return torch.minimum(over.clamp_min_(0), room, out=over).copysign_(delta)
@@ -90,7 +138,7 @@ def _hard(delta: Tensor, radius: Tensor, slope: Tensor) -> Tensor:
     """Keep the features that have changed most, as many as allowed; bisection for the threshold."""
     # Features at the end of their range are equally large; the gradient decides between them.
     steep = slope.abs()
-    steep /= torch.linalg.vector_norm(slope, ord=torch.inf, dim=1, keepdim=True).clamp_min(_TINY)
+    steep /= steep.amax(1, keepdim=True).clamp_min(_TINY)
     worth = delta.abs().mul_(steep.mul_(_TIE).add_(1))
     least, most = torch.zeros_like(radius), worth.amax(1) * (1 + 2.0**-_HALVINGS)
     kept = torch.empty_like(delta)

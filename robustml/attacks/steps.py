@@ -9,9 +9,6 @@ from ..threats import Ball
 
 __all__ = ["free_gradient", "sparse_ascent"]
 
-# The share of the way to the end of its range that rounding may keep a feature from.
-_AT_END = 1e-6
-
 
 def sparse_ascent(gradient: Tensor, share: Tensor) -> Tensor:
     """A step of L1 length 1, spread evenly over the features with the largest gradients.
@@ -31,9 +28,8 @@ def sparse_ascent(gradient: Tensor, share: Tensor) -> Tensor:
 
 def free_gradient(gradient: Tensor, z: Tensor, ball: Ball) -> Tensor:
     """The gradient without the features that already are at the end of their range (n, *shape)."""
-    moved, end = z - ball.x, 1 - _AT_END
     # Comparisons that write numbers: choosing by a mask costs many times as much.
     rises, falls = torch.empty_like(gradient), torch.empty_like(gradient)
-    torch.lt(moved, (ball.upper - ball.x).mul_(end), out=rises)
-    torch.gt(moved, (ball.lower - ball.x).mul_(end), out=falls)
+    torch.lt(z, ball.upper, out=rises)
+    torch.gt(z, ball.lower, out=falls)
     return rises.mul_(gradient.clamp_min(0)).addcmul_(falls, gradient.clamp_max(0))

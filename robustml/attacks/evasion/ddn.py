@@ -17,8 +17,7 @@ from ..active import Columns
 from ..boundaries import nearest_boundary
 from ..nearest import Nearest
 from ..planes import ENDLESS
-from ..radii import ascend
-from ..steps import free_gradient
+from ..radii import ascend, free_slope, size_of
 
 _SMOOTH_SHARE = 0.6  # of the steps follow the surrogates, if they are asked for
 _BEYOND = 1.02  # how much farther than the boundary seems to be the first success is sought
@@ -86,11 +85,12 @@ def ddn(
 
 def _begin(search: Nearest, classes: int, rate: float, *, smooth: bool) -> _State:
     low, high = (side.clamp(-ENDLESS, ENDLESS) for side in search.ball.room())
-    boundary = nearest_boundary(search, search.x, count=classes, smooth=smooth)
+    delta = torch.zeros_like(low)
+    boundary = nearest_boundary(search, delta, low, high, count=classes, smooth=smooth)
     radius = torch.minimum((boundary.away * _BEYOND).clamp(0, ENDLESS), search.reached * (1 - rate))
     won = torch.zeros_like(radius, dtype=torch.bool)
-    state = _State(torch.zeros_like(low), low, high, radius, won)
-    _step(state, search.ball.slope(boundary.gradient), 1.0)
+    state = _State(delta, low, high, radius, won)
+    _step(state, boundary.slope, 1.0)
     return state
 
 
@@ -100,22 +100,23 @@ def _advance(search: Nearest, state: _State, time: float, rate: float, *, smooth
     before = search.reached
     _, gradient = search.climb(point, cross_entropy, smooth=smooth)
     near, share = search.reached, (1 + math.cos(math.pi * time)) / 2
-    # What is no nearer than a success that is known asks for a shorter perturbation just as well.
-    shorter = (near < before) | (search.ball.length(point) >= near)
-    state.won = state.won | (near < before)
+    # The length is always below that of the last success, so that every success is nearer.
+    success = near < before
+    state.won = state.won | success
     # Until there is a success the length must be able to grow for as long as it takes.
     change = rate * torch.where(state.won, share, 1.0) + _SLOWEST
     less = torch.minimum(state.radius, near) * (1 - change)
     more = torch.minimum(state.radius * (1 + change), near * (1 - change / 4))
-    state.radius = torch.where(shorter, less, more).clamp_max(ENDLESS)
-    _step(state, search.ball.slope(free_gradient(gradient, point, search.ball)), share)
+    state.radius = torch.where(success, less, more).clamp_max(ENDLESS)
+    slope = free_slope(search.ball.slope(gradient), state.delta, state.low, state.high)
+    _step(state, slope, share)
 
 
 def _step(state: _State, slope: Tensor, share: float) -> None:
     """Go uphill by a share of the radius and give the result the length of the radius, within the range."""
     ahead = state.delta + ascend("l2", slope, share * state.radius)
     for _ in range(2):  # the second round makes up for most of what the range has cut off
-        size = torch.linalg.vector_norm(ahead, dim=1)
+        size = size_of("l2", ahead)
         ahead *= (state.radius / size.clamp_min(_TINY))[:, None]
         ahead = torch.minimum(torch.maximum(ahead, state.low), state.high)
     state.delta = ahead

@@ -79,7 +79,7 @@ def deepfool(
         stretch = 1 + overshoot * (1 + (step / _PATIENCE) ** 2)
         seen = torch.clamp(state.delta * stretch, state.low, state.high)
         boundary = nearest_boundary(
-            search, search.ball.point(seen), count=classes, smooth=gradient == "smooth"
+            search, seen, state.low, state.high, count=classes, smooth=gradient == "smooth"
         )
         state.crossed = state.crossed | (boundary.away < 0) | (search.reached < before)
         ahead = step_across(search, boundary, seen, state.low, state.high)

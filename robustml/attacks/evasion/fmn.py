@@ -17,8 +17,7 @@ from ..boundaries import fewest_features, nearest_boundary
 from ..nearest import Nearest
 from ..penalty import scaled_margin
 from ..planes import ENDLESS
-from ..radii import ascend, room_of, shrink
-from ..steps import free_gradient
+from ..radii import ascend, dual_of, free_slope, room_of, shrink, size_of
 
 _SMOOTH_SHARE = 0.6  # of the steps follow the surrogates, if they are asked for; the rest is precise work
 _FASTEST, _SLOWEST = 0.05, 0.001  # how much the radius changes per step, at the start and at the end
@@ -99,10 +98,11 @@ def fmn(
 def _begin(search: Nearest, classes: int, *, smooth: bool) -> _State:
     """The first step: towards the nearest of several boundaries, as far as it seems to be."""
     low, high = (side.clamp(-ENDLESS, ENDLESS) for side in search.ball.room())
-    boundary = nearest_boundary(search, search.x, count=classes, smooth=smooth)
+    delta = torch.zeros_like(low)
+    boundary = nearest_boundary(search, delta, low, high, count=classes, smooth=smooth)
     away = (boundary.away * _BEYOND).clamp(0, ENDLESS)
     state = _State(
-        delta=torch.zeros_like(low),
+        delta=delta,
         low=low,
         high=high,
         radius=torch.minimum(away, search.reached * (1 - _FASTEST)),
@@ -112,23 +112,25 @@ def _begin(search: Nearest, classes: int, *, smooth: bool) -> _State:
     )
     if search.ball.threat.norm == "l0":
         # The optimum if the model is linear; elsewhere it says how many features to begin with.
-        corner = fewest_features(search, boundary, low, high)
+        corner = fewest_features(boundary, low, high)
         search.look(search.ball.point(corner))
         state.radius = torch.minimum(corner.count_nonzero(1), search.reached - 1).clamp_min(1)
-    _step(search, state, search.ball.slope(boundary.gradient), 0.0)
+    _step(search, state, boundary.slope, 0.0)
     return state
 
 
 def _advance(search: Nearest, state: _State, time: float, *, smooth: bool) -> None:
     """Look at where the last step led, choose the radius and take the next step; `time` runs from 0 to 1."""
-    point = search.ball.point(state.delta)
+    norm = search.ball.threat.norm
     before = search.reached
+    point = search.ball.point(state.delta)
     lead, gradient = search.climb(point, scaled_margin(state.scale), smooth=smooth)
-    gradient = free_gradient(gradient, point, search.ball)
+    slope = free_slope(search.ball.slope(gradient), state.delta, state.low, state.high)
     success = (lead > 0) | (search.reached < before)
-    boundary = search.ball.length(point) - lead / search.ball.dual(gradient).clamp_min(_TINY)
-    _resize(search, state, success, boundary.nan_to_num(ENDLESS), time)
-    _step(search, state, search.ball.slope(gradient), time)
+    rise = dual_of(norm, slope, state.low, state.high).clamp_min(_TINY)
+    boundary = (size_of(norm, state.delta) - lead / rise).nan_to_num(ENDLESS)
+    _resize(search, state, success, boundary, time)
+    _step(search, state, slope, time)
 
 
 def _resize(search: Nearest, state: _State, success: Tensor, boundary: Tensor, time: float) -> None:

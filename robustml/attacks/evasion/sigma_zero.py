@@ -91,9 +91,9 @@ def sigma_zero(
 
 def _begin(search: Nearest, classes: int, threshold: float, *, smooth: bool) -> _State:
     low, high = (side.clamp(-ENDLESS, ENDLESS) for side in search.ball.room())
-    boundary = nearest_boundary(search, search.x, count=classes, smooth=smooth)
+    boundary = nearest_boundary(search, torch.zeros_like(low), low, high, count=classes, smooth=smooth)
     # The optimum if the model is linear; elsewhere the search does better from the input.
-    search.look(search.ball.point(fewest_features(search, boundary, low, high)))
+    search.look(search.ball.point(fewest_features(boundary, low, high)))
     width = (high - low).clamp_min(_TINY)
     return _State(
         share=torch.zeros_like(low),
@@ -117,7 +117,7 @@ def _advance(search: Nearest, state: _State, step: int, steps: int, *, smooth: b
     ascent.mul_((~success)[:, None].to(ascent.dtype))
     descent = state.share * (2 * _SIGMA / ascent.shape[1])
     descent.div_((state.share.square() + _SIGMA).square_()).sub_(ascent)
-    descent /= torch.linalg.vector_norm(descent, ord=torch.inf, dim=1, keepdim=True).clamp_min(_TINY)
+    descent /= descent.abs().amax(1, keepdim=True).clamp_min(_TINY)
     rate = _RATE[1] + (_RATE[0] - _RATE[1]) * (1 + math.cos(math.pi * step / steps)) / 2
     share = _adam(state, descent, step, rate)
     share = torch.minimum(torch.maximum(share, state.low), state.high)
@@ -130,7 +130,6 @@ def _advance(search: Nearest, state: _State, step: int, steps: int, *, smooth: b
 
 def _adam(state: _State, descent: Tensor, step: int, rate: float) -> Tensor:
     state.first.lerp_(descent, 1 - _BETAS[0])
-    state.second.lerp_(descent.square(), 1 - _BETAS[1])
-    first = state.first / (1 - _BETAS[0] ** step)
-    second = (state.second / (1 - _BETAS[1] ** step)).sqrt_().add_(1e-8)
-    return state.share - rate * first / second
+    state.second.mul_(_BETAS[1]).addcmul_(descent, descent, value=1 - _BETAS[1])
+    spread = state.second.sqrt().div_(math.sqrt(1 - _BETAS[1] ** step)).add_(1e-8)
+    return torch.addcdiv(state.share, state.first, spread, value=-rate / (1 - _BETAS[0] ** step))

@@ -84,11 +84,11 @@ def _run(search: Nearest, steps: int, classes: int, *, smooth: bool) -> None:
     for step in range(steps):
         before = search.reached
         seen = torch.clamp(state.delta * _stretch(state), state.low, state.high)
-        boundary = nearest_boundary(search, search.ball.point(seen), count=classes, smooth=smooth)
+        boundary = nearest_boundary(search, seen, state.low, state.high, count=classes, smooth=smooth)
         crossed = (boundary.away < 0) | (search.reached < before)
         state.done = state.done | (crossed & state.projected) | (search.reached <= 0)
         ahead = step_across(search, boundary, seen, state.low, state.high).add_(state.delta)
-        ahead = ahead.lerp_(_projected(search, state, seen, boundary), crossed[:, None].to(ahead.dtype))
+        ahead = ahead.lerp_(_projected(state, seen, boundary), crossed[:, None].to(ahead.dtype))
         # Those that have finished stay where they are until they leave.
         state.delta = ahead.lerp_(state.delta, state.done[:, None].to(ahead.dtype))
         state.projected = crossed
@@ -102,8 +102,7 @@ def _stretch(state: _State) -> Tensor:
     return (1 + _OVERSHOOT * (1 + (state.age / _PATIENCE).square()))[:, None]
 
 
-def _projected(search: Nearest, state: _State, seen: Tensor, boundary: Boundary) -> Tensor:
+def _projected(state: _State, seen: Tensor, boundary: Boundary) -> Tensor:
     """The way from the input to the boundary as it looks from the arrival, anew: (n, features)."""
-    slope = search.ball.slope(boundary.gradient)
-    rise = torch.linalg.vecdot(slope, seen) + boundary.away
-    return to_plane("l2", slope, rise, state.low, state.high)
+    rise = torch.linalg.vecdot(boundary.slope, seen) + boundary.away
+    return to_plane("l2", boundary.slope, rise, state.low, state.high)
