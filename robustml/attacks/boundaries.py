@@ -9,11 +9,10 @@ from torch import Tensor
 
 from .nearest import Nearest
 from .planes import ENDLESS, to_plane
-from .radii import dual_of, free_slope, size_of
+from .radii import ascend, dual_of, free_slope
 
 __all__ = ["Boundary", "fewest_features", "likely_classes", "nearest_boundary", "step_across"]
 
-_TINY = 1e-30
 _FLAT = 1e-3  # of the steepest class: how steep a class is taken to be at least
 
 
@@ -101,21 +100,18 @@ def fewest_features(boundary: Boundary, low: Tensor, high: Tensor) -> Tensor:
     return torch.where(end.abs() < ENDLESS, changed * end, 2 * share * end)
 
 
-def step_across(search: Nearest, boundary: Boundary, delta: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The shortest step to a linearised boundary within the range of the inputs: (n, features).
+def step_across(norm: str, boundary: Boundary, delta: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The perturbation after a step to a linearised boundary, as far as it seems to be: (n, features).
 
-    The step is no longer than the boundary would be far without the range: where it stops many features, a
-    linearisation is not to be trusted as far as the others would have to go in their place.
+    Features at the end of their range take no part, and the others do their share, but no more: where the
+    step ends many of them, to go farther with the rest would trust the linearisation too far.
 
     Args:
-        search: The samples; L0 has no such steps.
-        boundary: The boundary, seen from `delta`.
+        norm: "linf" or "l2".
+        boundary: The boundary, seen from about `delta`.
         delta: A perturbation (n, features).
         low: Lowest value of each entry of `delta` (n, features).
         high: Highest value of each entry of `delta` (n, features).
     """
-    norm = search.ball.threat.norm
-    step = to_plane(norm, boundary.slope, boundary.away, low - delta, high - delta)
-    size = size_of(norm, step)
-    step *= (boundary.away.abs() / size.clamp_min(_TINY)).clamp_max(1.0)[:, None]
-    return step
+    ahead = delta + ascend(norm, boundary.slope, boundary.away)
+    return torch.minimum(torch.maximum(ahead, low), high)

@@ -57,9 +57,9 @@ def deepfool(
 ) -> Tensor:
     """DeepFool: from one linearised boundary to the next, until the first of them is really crossed.
 
-    Beyond the paper, a step takes account of the range of the inputs (on images with many black and white
-    pixels, cutting the step off afterwards makes it fall short every time), and the way back to the input is
-    searched for the boundary.
+    Beyond the paper, features at the end of their range take no part in a step (on images with many black and
+    white pixels most of a step would be lost), a sample that does not arrive is stretched more and more, and
+    the way back to the input is searched for the boundary.
 
     Args:
         steps: Linearisations at most; one look more tells where the last step led.
@@ -82,9 +82,9 @@ def deepfool(
             search, seen, state.low, state.high, count=classes, smooth=gradient == "smooth"
         )
         state.crossed = state.crossed | (boundary.away < 0) | (search.reached < before)
-        ahead = step_across(search, boundary, seen, state.low, state.high)
+        ahead = step_across(threat.norm, boundary, state.delta, state.low, state.high)
         # Those that have arrived stay where they are until they leave.
-        state.delta = state.delta.addcmul(ahead, (~state.crossed)[:, None].to(ahead.dtype))
+        state.delta = ahead.lerp_(state.delta, state.crossed[:, None].to(ahead.dtype))
         if not search.prune(step, state, done=state.crossed):
             break
     else:

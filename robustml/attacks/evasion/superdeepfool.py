@@ -87,7 +87,7 @@ def _run(search: Nearest, steps: int, classes: int, *, smooth: bool) -> None:
         boundary = nearest_boundary(search, seen, state.low, state.high, count=classes, smooth=smooth)
         crossed = (boundary.away < 0) | (search.reached < before)
         state.done = state.done | (crossed & state.projected) | (search.reached <= 0)
-        ahead = step_across(search, boundary, seen, state.low, state.high).add_(state.delta)
+        ahead = step_across("l2", boundary, state.delta, state.low, state.high)
         ahead = ahead.lerp_(_projected(state, seen, boundary), crossed[:, None].to(ahead.dtype))
         # Those that have finished stay where they are until they leave.
         state.delta = ahead.lerp_(state.delta, state.done[:, None].to(ahead.dtype))
