@@ -83,14 +83,10 @@ class Ball(ABC):
     def _features(self) -> int:
         return math.prod(self.x.shape[1:])
 
-    def _scaled(self, z: Tensor) -> Tensor:
-        """Perturbation in units of the scale, flattened: (n, features)."""
-        delta = z - self.x
-        return (delta if self._scale is None else delta / self._scale).flatten(1)
-
     def delta(self, z: Tensor) -> Tensor:
         """The perturbation that leads to a point, flattened, in the units of the norm: (n, features)."""
-        return self._scaled(z)
+        delta = z - self.x
+        return (delta if self._scale is None else delta / self._scale).flatten(1)
 
     def point(self, delta: Tensor) -> Tensor:
         """The valid input that a perturbation of this form leads to: (n, *shape)."""
@@ -98,7 +94,7 @@ class Ball(ABC):
 
     def room(self) -> tuple[Tensor, Tensor]:
         """The lowest and the highest value of each entry of a `delta`: (n, features) each."""
-        return self._scaled(self.lower), self._scaled(self.upper)
+        return self.delta(self.lower), self.delta(self.upper)
 
     def slope(self, gradient: Tensor) -> Tensor:
         """The gradient with respect to a `delta`, 0 for what cannot change: (n, features)."""
@@ -116,11 +112,11 @@ class Ball(ABC):
 
     def _headroom(self, delta: Tensor) -> Tensor:
         """How far each coordinate may go in the direction that it already has, in units of the scale."""
-        return torch.where(delta > 0, self._scaled(self.upper), -self._scaled(self.lower))
+        return torch.where(delta > 0, self.delta(self.upper), -self.delta(self.lower))
 
     def project(self, z: Tensor) -> Tensor:
         """The points of the ball nearest to (n, *shape), in units of the scale."""
-        step = self._unscaled(self._shrink(self._scaled(z)))
+        step = self._unscaled(self._shrink(self.delta(z)))
         point = self.x + step
         # The sum is rounded; roundings away from x in many features would together leave the ball.
         too_far = ((point - self.x).abs() > step.abs()).to(point.dtype)
@@ -149,7 +145,7 @@ class Ball(ABC):
 
     def length(self, z: Tensor) -> Tensor:
         """The size of each perturbation, computed in the precision of the inputs: (n,)."""
-        return self._length(self._scaled(z))
+        return self._length(self.delta(z))
 
     def distance(self, z: Tensor) -> Tensor:
         """The size of each perturbation, computed in float64: (n,)."""

@@ -182,7 +182,7 @@ class L0Ball(Ball):
             raise InputError("an L0 threat has random points only within bounds; bind it to inputs first")
         size = self._features
         chosen = streams.uniform(size, dtype=torch.float64).topk(self._count, dim=1).indices
-        low, high = self._scaled(self.lower), self._scaled(self.upper)
+        low, high = self.room()
         point = low + (high - low) * streams.uniform(size, dtype=self.x.dtype)
         return torch.zeros_like(point).scatter(1, chosen, point.gather(1, chosen))
 
