@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from robustml.attacks.planes import ENDLESS, to_plane
 from robustml.inputs import InputSpec
 from robustml.registry import find_attack
 from robustml.sampling import Streams
 from robustml.threats import L1, L2, Linf, Threat
+from tests.attacks.trained import MNIST, robust_mnist
 
 KIND: dict[str, type[Threat]] = {"linf": Linf, "l2": L2, "l1": L1}
 ORDER = {"linf": math.inf, "l2": 2, "l1": 1}
 EPS = {"linf": 0.05, "l2": 0.4, "l1": 1.5}
-MNIST = Path(__file__).parents[3] / "shared" / "data"
 
 every_norm = pytest.mark.parametrize("norm", sorted(KIND))
 
@@ -241,19 +239,6 @@ def test_a_known_point_within_the_budget_is_all_it_needs(images, tiny_cnn, run) 
     attack, streams = find_attack("fab"), Streams.derive(0, "fab", torch.arange(len(x)))
     z = attack.function(tiny_cnn, x, y, threat=threat, streams=streams, start=known)
     assert torch.equal(z, known)
-
-
-def robust_mnist(count: int) -> tuple[nn.Module, Tensor, Tensor]:
-    from safetensors.torch import load_file
-
-    model = nn.Sequential(
-        *(nn.Conv2d(1, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU()),
-        *(nn.Flatten(), nn.Linear(1568, 100), nn.ReLU(), nn.Linear(100, 10)),
-    )
-    model.load_state_dict(load_file(MNIST / "mnist_pgd.safetensors"))
-    data = np.load(MNIST / "mnist.npz")
-    x = torch.from_numpy(data["x_test"][:count]).float()[:, None] / 255
-    return model, x, torch.from_numpy(data["y_test"][:count].astype(np.int64))
 
 
 # Threat, options, images, median distance, share that stands, passes per image.

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,12 +16,12 @@ from robustml.losses import margin
 from robustml.registry import find_attack
 from robustml.sampling import Streams
 from robustml.threats import L1, L2, Threat
+from tests.attacks.trained import MNIST, robust_mnist
 
 CASES = [("carlini-wagner", "l2"), ("ead", "l1"), ("alma", "l2"), ("alma", "l1")]
 KIND: dict[str, type[Threat]] = {"l2": L2, "l1": L1}
 ORDER = {"l2": 2, "l1": 1}
 SLACK = {"l2": 1.05, "l1": 1.15}
-MNIST = Path(__file__).parents[3] / "shared" / "data"
 
 every_case = pytest.mark.parametrize(("name", "norm"), CASES)
 
@@ -314,19 +312,6 @@ def test_every_kind_of_feature_is_respected(data) -> None:
     )
     assert threat.unbounded().around(x).contains(z).all()
     assert torch.equal(z[:, frozen], x[:, frozen])
-
-
-def robust_mnist(count: int) -> tuple[nn.Module, Tensor, Tensor]:
-    from safetensors.torch import load_file
-
-    model = nn.Sequential(
-        *(nn.Conv2d(1, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU()),
-        *(nn.Flatten(), nn.Linear(1568, 100), nn.ReLU(), nn.Linear(100, 10)),
-    )
-    model.load_state_dict(load_file(MNIST / "mnist_pgd.safetensors"))
-    data = np.load(MNIST / "mnist.npz")
-    x = torch.from_numpy(data["x_test"][:count]).float()[:, None] / 255
-    return model, x, torch.from_numpy(data["y_test"][:count].astype(np.int64))
 
 
 # The median distance of the first 256 test images (clean errors at 0) and the share beyond L2 1.5 or L1 10.

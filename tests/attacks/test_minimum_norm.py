@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,6 +16,8 @@ from robustml.inputs import InputSpec
 from robustml.registry import find_attack
 from robustml.sampling import Streams
 from robustml.threats import THREATS, Threat
+from tests.attacks import trained
+from tests.attacks.trained import MNIST
 
 CASES = [
     *(("fmn", norm) for norm in ("linf", "l2", "l1", "l0")),
@@ -30,7 +30,6 @@ CASES = [
 MIDDLE = {"linf": 0.05, "l2": 0.4, "l1": 2.0, "l0": 3}
 IMAGES = InputSpec(shape=(2, 6, 6))
 EXACT_IMAGES = InputSpec(shape=(2, 6, 6), dtype="float64")
-MNIST = Path(__file__).parents[3] / "shared" / "data"
 
 every_case = pytest.mark.parametrize(("name", "norm"), CASES)
 
@@ -286,18 +285,9 @@ def test_steps_have_the_length_that_is_asked_for(norm, size) -> None:
 
 @pytest.fixture(scope="module")
 def robust_mnist() -> tuple[nn.Module, Tensor, Tensor]:
-    from safetensors.torch import load_file
-
     if not (MNIST / "mnist_pgd.safetensors").exists():
         pytest.skip("needs the data beside the repository")
-    model = nn.Sequential(
-        *(nn.Conv2d(1, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU()),
-        *(nn.Flatten(), nn.Linear(1568, 100), nn.ReLU(), nn.Linear(100, 10)),
-    )
-    model.load_state_dict(load_file(MNIST / "mnist_pgd.safetensors"))
-    data = np.load(MNIST / "mnist.npz")
-    x = torch.from_numpy(data["x_test"][:1000]).float()[:, None] / 255
-    return model.requires_grad_(False), x, torch.from_numpy(data["y_test"][:1000].astype(np.int64))
+    return trained.robust_mnist(1000)
 
 
 # The best peer at the same number of passes: samples, the median distance, the share that stands at a budget
