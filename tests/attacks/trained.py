@@ -1,4 +1,4 @@
-"""The adversarially trained MNIST network that strength is measured on; its data lie beside the repository."""
+"""The adversarially trained MNIST network that strength is measured on, from beside the repository."""
 
 from __future__ import annotations
 
