@@ -9,12 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..balls.soft import softened
 from .planes import ENDLESS
 
 __all__ = ["ascend", "dual_of", "free_slope", "room_of", "shrink", "size_of"]
 
-_TURNS = 10
-_ABOVE = 0.02
 _HALVINGS = 14
 _TIE = 0.01
 _TINY = 1e-30
@@ -96,7 +95,8 @@ def shrink(norm: str, delta: Tensor, radius: Tensor, slope: Tensor, low: Tensor,
         high: Highest value of each feature (n, features).
     """
     if norm == "l1":
-        return _soft(delta, radius, low, high)
+        up = torch.gt(delta, 0, out=torch.empty_like(delta))
+        return softened(delta, torch.lerp(-low, high, up), radius[:, None])
     delta = torch.minimum(torch.maximum(delta, low), high)
     limit = radius[:, None]
     if norm == "linf":
@@ -104,34 +104,6 @@ def shrink(norm: str, delta: Tensor, radius: Tensor, slope: Tensor, low: Tensor,
     if norm == "l2":
         return delta.mul_((radius / _euclid(delta).clamp_min(_TINY)).clamp_max(1.0)[:, None])
     return _hard(delta, radius, slope)
-
-
-def _soft(delta: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Project onto the L1 ball within the range: bisection for the threshold.
-
-    The threshold comes off before the range cuts, so that a feature at its end stays there.
-    """
-    size, up = delta.abs(), torch.empty_like(delta)
-    torch.gt(delta, 0, out=up)
-    room = torch.lerp(-low, high, up)
-    whole = torch.minimum(size, room)
-    least, most = torch.zeros_like(radius), size.amax(1)
-    too_much, spare = whole.sum(1) - radius, radius
-    over = torch.empty_like(delta)
-    for turn in range(_TURNS):
-        # The sum is nearly straight between close thresholds: every other one is where it would be right, or
-        # a little above, since exactly there rounding would decide on which side it is.
-        share = (too_much + _ABOVE * spare) / (too_much + spare).clamp_min(_TINY) if turn % 2 else 0.5
-        middle = least + (most - least) * share
-        torch.sub(size, middle[:, None], out=over)
-        excess = torch.minimum(over.clamp_min_(0), room, out=over).sum(1) - radius
-        fits = excess <= 0
-        least, too_much = torch.where(fits, least, middle), torch.where(fits, too_much, excess)
-        most, spare = torch.where(fits, middle, most), torch.where(fits, -excess, spare)
-    # What fits as it is keeps its size, to the last bit.
-    most = torch.where(whole.sum(1) <= radius, 0.0, most)
-    torch.sub(size, most[:, None], out=over)
-    return torch.minimum(over.clamp_min_(0), room, out=over).copysign_(delta)
 
 
 def _hard(delta: Tensor, radius: Tensor, slope: Tensor) -> Tensor:

@@ -112,7 +112,16 @@ class Ball(ABC):
 
     def _headroom(self, delta: Tensor) -> Tensor:
         """How far each coordinate may go in the direction that it already has, in units of the scale."""
-        return torch.where(delta > 0, self.delta(self.upper), -self.delta(self.lower))
+        if self._inputs is None:
+            return torch.full_like(delta, torch.inf)
+        low, high = self.room()
+        # A comparison that writes numbers: choosing by a mask costs many times as much.
+        return torch.lerp(low.neg_(), high, torch.gt(delta, 0, out=torch.empty_like(delta)))
+
+    def _limit(self, delta: Tensor) -> Tensor:
+        """The radius of each row, to compare with: (n, 1)."""
+        radius = self._radius
+        return radius if isinstance(radius, Tensor) else delta.new_full((len(delta), 1), radius)
 
     def project(self, z: Tensor) -> Tensor:
         """The points of the ball nearest to (n, *shape), in units of the scale."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..sampling import Streams
 from .base import TOLERANCE, Ball, per_row
+from .soft import softened
 
 if TYPE_CHECKING:
     from ..threats import Threat
@@ -122,19 +123,7 @@ class L1Ball(Ball):
     """A cross-polytope; the projection takes the box into account (Croce & Hein 2021)."""
 
     def _shrink(self, delta: Tensor) -> Tensor:
-        # The projection is min(max(|delta| - t, 0), room) with the t that makes its sum eps; the sum falls
-        # as t grows, so bisection finds it. `high` always keeps the sum within the budget.
-        room = self._headroom(delta)
-        size = delta.abs()
-        low = torch.zeros_like(size[:, :1])
-        high = size.amax(1, keepdim=True)
-        fits = torch.minimum(size, room).sum(1, keepdim=True) <= self._radius
-        for _ in range(30):
-            middle = (low + high) / 2
-            within = torch.minimum((size - middle).clamp_min(0), room).sum(1, keepdim=True) <= self._radius
-            low, high = torch.where(within, low, middle), torch.where(within, middle, high)
-        threshold = torch.where(fits, torch.zeros_like(high), high)
-        return torch.minimum((size - threshold).clamp_min(0), room).copysign(delta)
+        return softened(delta, self._headroom(delta), self._limit(delta))
 
     def _draw(self, streams: Streams) -> Tensor:
         # Normalised exponentials are uniform on the simplex; one more of them gives the radius.

@@ -1,0 +1,67 @@
+"""Soft thresholding within a box, the projection onto an L1 ball: the threshold for every row of a batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["soft_threshold", "softened"]
+
+_ROUNDS = 20
+_TINY = 1e-30
+_ROUNDING = 8  # units in the last place within which a threshold cannot be told from another
+
+
+def soft_threshold(size: Tensor, room: Tensor, radius: Tensor) -> Tensor:
+    """The t at which the sum of min(max(size - t, 0), room) is the radius, 0 where less is there: (n, 1).
+
+    The sum falls in t and is piecewise linear, so Newton's method is exact once it is on the right piece. The
+    room makes it neither convex nor concave: the method could run in circles, and is held within a bracket that
+    every round narrows, by halving it where Newton would leave it. The sum is right to about the rounding of
+    the thresholds; rows whose search has not ended after 20 rounds get a threshold that is a little too high.
+
+    Args:
+        size: At least 0 (n, features).
+        room: How much may be left of each feature at most, at least 0, perhaps infinite (n, features).
+        radius: Of the ball, at least 0 (n, 1).
+    """
+    low, high = torch.zeros_like(radius), size.amax(1, keepdim=True)
+    at = low
+    precision = _ROUNDING * torch.finfo(size.dtype).eps
+    left, free = torch.empty_like(size), torch.empty_like(size)
+    for turn in range(_ROUNDS):
+        torch.sub(size, at, out=left).clamp_min_(0)
+        excess = torch.minimum(left, room, out=free).sum(1, keepdim=True) - radius
+        # Without an excess the first threshold, 0, is right; later ones are when there is neither.
+        right = (excess if turn == 0 else excess.abs()) <= precision * radius
+        done = right if turn == 0 else done | right
+        # Waiting for the device would cost more than the rounds that it saves.
+        if size.device.type == "cpu" and bool(done.all()):
+            return at
+        above = excess > 0
+        low, high = torch.where(above, at, low), torch.where(above, high, at)
+        # Only features strictly between 0 and their room change with the threshold.
+        torch.lt(left, room, out=free)
+        moving = torch.linalg.vecdot(free, left.sign_())[:, None]
+        newton = at + excess / moving.clamp_min(_TINY)
+        still = (moving > 0) & ((newton - at).abs() <= precision * at) & ~done
+        done = done | still
+        # Rather a little too much off than too little.
+        at = torch.where(still, at * (1 + precision), at)
+        inside = (newton > low) & (newton < high) & (moving > 0)
+        at = torch.where(done, at, torch.where(inside, newton, (low + high) / 2))
+    return torch.where(done, at, high)
+
+
+def softened(delta: Tensor, room: Tensor, radius: Tensor) -> Tensor:
+    """The point nearest to each perturbation whose L1 norm is at most the radius, within its room.
+
+    Args:
+        delta: Perturbations (n, features).
+        room: How far each feature may go in the direction that it has, at least 0 (n, features).
+        radius: Of the ball, at least 0 (n, 1).
+    """
+    size = delta.abs()
+    size.sub_(soft_threshold(size, room, radius)).clamp_min_(0)
+    # The range cuts last, so that a feature at its end stays there to the last bit.
+    return torch.minimum(size, room, out=size).copysign_(delta)
