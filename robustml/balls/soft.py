@@ -16,9 +16,9 @@ def soft_threshold(size: Tensor, room: Tensor, radius: Tensor) -> Tensor:
     """The t at which the sum of min(max(size - t, 0), room) is the radius, 0 where less is there: (n, 1).
 
     The sum falls in t and is piecewise linear, so Newton's method is exact once it is on the right piece. The
-    room makes it neither convex nor concave: the method could run in circles, and is held within a bracket that
-    every round narrows, by halving it where Newton would leave it. The sum is right to about the rounding of
-    the thresholds; rows whose search has not ended after 20 rounds get a threshold that is a little too high.
+    room makes it neither convex nor concave: the method could run in circles, and is held within a bracket
+    that every round narrows, by halving it where Newton would leave it. The sum is right to about the rounding
+    of the thresholds; rows whose search does not end within 20 rounds get one that is a little too high.
 
     Args:
         size: At least 0 (n, features).
@@ -29,12 +29,11 @@ def soft_threshold(size: Tensor, room: Tensor, radius: Tensor) -> Tensor:
     at = low
     precision = _ROUNDING * torch.finfo(size.dtype).eps
     left, free = torch.empty_like(size), torch.empty_like(size)
-    for turn in range(_ROUNDS):
+    done = torch.minimum(size, room).sum(1, keepdim=True) <= radius
+    for _ in range(_ROUNDS):
         torch.sub(size, at, out=left).clamp_min_(0)
         excess = torch.minimum(left, room, out=free).sum(1, keepdim=True) - radius
-        # Without an excess the first threshold, 0, is right; later ones are when there is neither.
-        right = (excess if turn == 0 else excess.abs()) <= precision * radius
-        done = right if turn == 0 else done | right
+        done = done | (excess.abs() <= precision * radius)
         # Waiting for the device would cost more than the rounds that it saves.
         if size.device.type == "cpu" and bool(done.all()):
             return at
