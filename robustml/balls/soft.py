@@ -18,7 +18,7 @@ def soft_threshold(size: Tensor, room: Tensor, radius: Tensor) -> Tensor:
     The sum falls in t and is piecewise linear, so Newton's method is exact once it is on the right piece. The
     room makes it neither convex nor concave: the method could run in circles, and is held within a bracket
     that every round narrows, by halving it where Newton would leave it. The sum is right to about the
-    rounding of the thresholds; rows whose search does not end within 20 rounds get one that is a little too high.
+    rounding of the thresholds; rows whose search does not end within 20 rounds get one a little too high.
 
     Args:
         size: At least 0 (n, features).
