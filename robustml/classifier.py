@@ -131,7 +131,7 @@ class Classifier(nn.Module, Model):
             for module, training in modes:
                 module.training = training
 
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str | None:
         """SHA-256 of the weights, buffers, input space and outputs; the module's code is not covered."""
         digest = hashlib.sha256(f"{self.inputs.to_dict()} {self.outputs}".encode())
         for name, tensor in sorted(self.module.state_dict().items()):
@@ -143,7 +143,7 @@ class Classifier(nn.Module, Model):
         return digest.hexdigest()
 
     @property
-    def size(self) -> int:
+    def size(self) -> int | None:
         return sum(parameter.numel() for parameter in self.module.parameters())
 
 

@@ -10,6 +10,7 @@ import enum
 import functools
 import importlib
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -45,6 +46,7 @@ __all__ = [
     "find_attack",
     "find_corruption",
     "find_transformations",
+    "options_model",
     "transformations",
 ]
 
@@ -111,7 +113,7 @@ class Attack:
 
     @functools.cached_property
     def _options(self) -> type[pydantic.BaseModel]:
-        return _options_model(self.function, self.name)
+        return options_model(self.function, self.name)
 
     def parameters(self) -> list[tuple[str, str, Any]]:
         """Each option as (name, type, default), for people."""
@@ -187,7 +189,7 @@ class Transformations:
         """As `Attack.check`."""
         from .schema import validated
 
-        return validated(_options_model(self.function, self.name), options, where=self.name).model_dump()
+        return validated(options_model(self.function, self.name), options, where=self.name).model_dump()
 
     def parameters(self) -> list[tuple[str, str, Any]]:
         """As `Attack.parameters`."""
@@ -342,7 +344,7 @@ def _option_parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, ins
     }
     # Only these are resolved: the shared ones may be written with names that exist for type checkers alone.
     written = types.SimpleNamespace(__annotations__={name: p.annotation for name, p in options.items()})
-    names = getattr(inspect.unwrap(function), "__globals__", {})
+    names = vars(sys.modules[inspect.unwrap(function).__module__])
     hints = typing.get_type_hints(written, globalns=names, include_extras=True)
     return {name: (hints[name], parameter) for name, parameter in options.items()}
 
@@ -364,7 +366,8 @@ def _type_name(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 
-def _options_model(function: Callable[..., Any], name: str) -> type[pydantic.BaseModel]:
+def options_model(function: Callable[..., Any], name: str) -> type[pydantic.BaseModel]:
+    """The options that a function, or the constructor of a class, takes beside what the harness passes."""
     import pydantic
 
     options: dict[str, Any] = {

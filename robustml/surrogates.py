@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["KINDS", "SLOPE", "Gradient", "exact", "smoothed"]
+__all__ = ["KINDS", "SLOPE", "Gradient", "exact", "graft", "smoothed"]
 
 SLOPE = 10.0
 """How sharply a smooth step rises: a ReLU passes back sigmoid(SLOPE * z) of the gradient."""
@@ -67,7 +67,7 @@ class _Graft(torch.autograd.Function):
         return None, gradients[0]
 
 
-def _graft(exact: Tensor, relative: Tensor) -> Tensor:
+def graft(exact: Tensor, relative: Tensor) -> Tensor:
     """Give a value the gradient of another; whole numbers get a shadow that carries it."""
     if not exact.is_floating_point():
         setattr(exact, _SHADOW, relative)
@@ -103,7 +103,7 @@ def _clamp(func: Callable[..., Any], z: Tensor, min: Any = None, max: Any = None
     if func in {torch.clamp_max, Tensor.clamp_max}:
         min, max = None, min if max is None else max
     exact = torch.clamp(_plain(z), _plain(min), _plain(max), **rest)
-    return _graft(exact, _range(_float(z), min, max))
+    return graft(exact, _range(_float(z), min, max))
 
 
 def _hardtanh(
@@ -113,7 +113,7 @@ def _hardtanh(
     max_val: float = 1.0,
     inplace: bool = False,
 ) -> Tensor:
-    return _graft(z.detach().clamp(min_val, max_val), _range(z, min_val, max_val))
+    return graft(z.detach().clamp(min_val, max_val), _range(z, min_val, max_val))
 
 
 def _relu6(func: Callable[..., Any], z: Tensor, inplace: bool = False) -> Tensor:
@@ -121,11 +121,11 @@ def _relu6(func: Callable[..., Any], z: Tensor, inplace: bool = False) -> Tensor
 
 
 def _straight(func: Callable[..., Any], z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return _graft(func(_plain(z), *args, **kwargs), _float(z))
+    return graft(func(_plain(z), *args, **kwargs), _float(z))
 
 
 def _scaled_steps(func: Callable[..., Any], z: Tensor, other: Any, *args: Any, **kwargs: Any) -> Tensor:
-    return _graft(func(_plain(z), _plain(other), *args, **kwargs), _float(z) / _float(other))
+    return graft(func(_plain(z), _plain(other), *args, **kwargs), _float(z) / _float(other))
 
 
 def _max_pool(dimensions: int) -> Rule:
@@ -144,7 +144,7 @@ def _max_pool(dimensions: int) -> Rule:
             raise ValueError("no surrogate for this form")
         forms = ((kernel_size, 1), (stride or kernel_size, 1), (padding, 0), (dilation, 1))
         sides = [_pair(value, dimensions, neutral) for value, neutral in forms]
-        return _graft(exact, _soft_pool(z, sides))
+        return graft(exact, _soft_pool(z, sides))
 
     return rule
 
@@ -178,7 +178,7 @@ def _compare(sign: float) -> Rule:
     def rule(func: Callable[..., Any], left: Any, right: Any) -> Any:
         exact = func(_plain(left), _plain(right))
         relative = sign * (_float(left) - _float(right))
-        return _graft(exact, torch.sigmoid(relative))
+        return graft(exact, torch.sigmoid(relative))
 
     return rule
 
@@ -188,8 +188,8 @@ def _cast(func: Callable[..., Any], z: Tensor, *args: Any, **kwargs: Any) -> Any
     source = _float(z)
     exact = func(_plain(z), *args, **kwargs)
     if exact.is_floating_point():
-        return _graft(exact, source) if source is not z else func(z, *args, **kwargs)
-    return _graft(exact, source)
+        return graft(exact, source) if source is not z else func(z, *args, **kwargs)
+    return graft(exact, source)
 
 
 def _where(func: Callable[..., Any], condition: Tensor, *branches: Any, **kwargs: Any) -> Any:
@@ -198,7 +198,7 @@ def _where(func: Callable[..., Any], condition: Tensor, *branches: Any, **kwargs
         return func(condition, *branches, **kwargs)
     yes, no = (_float(branch) for branch in branches)
     exact = func(condition, *(_plain(branch) for branch in branches))
-    return _graft(exact, yes * soft + no * (1 - soft))
+    return graft(exact, yes * soft + no * (1 - soft))
 
 
 def _detach(func: Callable[..., Any], z: Tensor, *args: Any) -> Tensor:
@@ -330,7 +330,7 @@ class _Smoothed(TorchFunctionMode):
         if not isinstance(exact, Tensor):
             return exact
         try:
-            return _graft(exact, func(*(_float(value) for value in args), **kwargs))
+            return graft(exact, func(*(_float(value) for value in args), **kwargs))
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
             return exact
 

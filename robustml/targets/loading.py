@@ -24,7 +24,7 @@ from ..extras import need
 from ..inputs import InputSpec
 from .factories import cause, load_factory
 
-__all__ = ["load_factory", "load_onnx", "load_weights"]
+__all__ = ["check_fit", "load_factory", "load_onnx", "load_weights", "read_safetensors"]
 
 _RECIPE = "where you trust it, run: safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
 _REFUSED = {".ckpt", ".h5", ".joblib", ".keras", ".npy", ".npz", ".pickle", ".pkl", ".pt2", ".ts"}
@@ -54,13 +54,13 @@ def load_weights(module: nn.Module, path: Path) -> None:
             f"weights {path} is refused: {suffix} files can run code when they are opened; {_RECIPE}"
         )
     if suffix == ".safetensors":
-        state = _read_safetensors(path)
+        state = read_safetensors(path)
     elif suffix in _STATE_DICTS:
         state = _read_state_dict(path)
     else:
         known = ", ".join([".safetensors", *sorted(_STATE_DICTS)])
         raise InputError(f"weights {path} has the suffix {suffix!r}; accepted: {known}")
-    _check_fit(module, state, path)
+    check_fit(module, state, path)
     try:
         # Not strict: a tied weight is stored once, and everything else has just been checked.
         module.load_state_dict(state, strict=False)
@@ -68,7 +68,12 @@ def load_weights(module: nn.Module, path: Path) -> None:
         raise InputError(f"weights {path} do not fit: {cause(error)}") from None
 
 
-def _read_safetensors(path: Path) -> Mapping[str, Any]:
+def read_safetensors(path: Path) -> Mapping[str, Any]:
+    """The tensors of a file by name.
+
+    Raises:
+        InputError: if it is of another kind or damaged.
+    """
     import safetensors.torch
 
     try:
@@ -121,7 +126,12 @@ def _foreign_archive(path: Path) -> str | None:
     return None
 
 
-def _check_fit(module: nn.Module, state: Mapping[str, Any], path: Path) -> None:
+def check_fit(module: nn.Module, state: Mapping[str, Any], path: Path) -> None:
+    """Compare the names and shapes of a state dict with a module's.
+
+    Raises:
+        InputError: listing what is missing, unexpected or of another shape.
+    """
     own = module.state_dict(keep_vars=True)
     stored = {_storage(own[key]) for key in state if key in own}
     missing = [key for key in own if key not in state and (_storage(own[key]) or key) not in stored]

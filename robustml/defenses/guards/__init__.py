@@ -1,0 +1,1 @@
+"""Guards, one file each; importing this registers them all."""
