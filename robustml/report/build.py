@@ -13,7 +13,7 @@ from .. import __version__
 from ..data import Dataset
 from ..registry import find_attack
 from ..stress.diagnostics import CODES, diagnose
-from ..stress.estimates import clopper_pearson
+from ..estimates import clopper_pearson
 from ..stress.folder import RunFolder
 from ..stress.ledger import Ledger, StageTotals
 from ..stress.plan import Plan, Stage, curve_budgets

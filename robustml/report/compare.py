@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import InputError
-from ..stress.estimates import PairedDifference, paired_difference
+from ..estimates import PairedDifference, paired_difference
 from .model import Report
 
 __all__ = ["Comparison", "compare"]

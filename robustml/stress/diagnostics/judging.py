@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...threats import Threat
-from ..estimates import clopper_pearson
+from ...estimates import clopper_pearson
 from ..ledger import Ledger, StageTotals
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...registry import Access
 from ...surrogates import KINDS
 from ...threats import Threat
-from ..estimates import clopper_pearson, paired_difference
+from ...estimates import clopper_pearson, paired_difference
 from ..ledger import Ledger
 from ..probing import follows_surrogates
 from .judging import Finding, Status, facts_of, no_probe

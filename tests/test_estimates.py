@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from robustml.stress.estimates import clopper_pearson, mean_interval, paired_difference
+from robustml.estimates import clopper_pearson, mean_interval, paired_difference
 
 
 @pytest.mark.parametrize(
