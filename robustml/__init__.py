@@ -15,6 +15,8 @@ _HOMES = {
     "Classifier": "classifier",
     "Comparison": "report.compare",
     "Estimate": "report.model",
+    "Guard": "guards",
+    "Guarded": "guarded",
     "InputError": "errors",
     "InputSpec": "inputs",
     "L0": "threats",
@@ -29,6 +31,7 @@ _HOMES = {
     "Threat": "threats",
     "attack": "registry",
     "compare": "report.compare",
+    "guard": "guards",
     "load_target": "targets",
     "stress_test": "api",
 }
@@ -40,6 +43,9 @@ if TYPE_CHECKING:
     from .errors import InputError as InputError
     from .errors import RobustmlError as RobustmlError
     from .errors import RunError as RunError
+    from .guarded import Guarded as Guarded
+    from .guards import Guard as Guard
+    from .guards import guard as guard
     from .inputs import InputSpec as InputSpec
     from .registry import attack as attack
     from .report.compare import Comparison as Comparison
