@@ -32,6 +32,8 @@ class Model(ABC):
     inputs: InputSpec
     classes: int
     outputs: Outputs
+    rejects: bool = False
+    """Whether it may reject an input: then logits are (n, classes + 1), and the last one stands for that."""
 
     @property
     @abstractmethod

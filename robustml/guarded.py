@@ -82,6 +82,16 @@ class Guarded(Classifier):
         return self.model
 
     @property
+    def changing(self) -> list[Guard]:
+        """The guards that change inputs."""
+        return [each for each in self._guards() if type(each).forward is not Guard.forward]
+
+    @property
+    def passing(self) -> Guarded:
+        """The same model without the guards that reject."""
+        return Guarded(self.model, [each for each in self._guards() if not each.rejects])
+
+    @property
     def access(self) -> Access:
         return self.model.access
 

@@ -2,7 +2,7 @@
 
 A guard changes inputs, rejects them, or both. It says once how an attack gets through it: with which
 derivative (`surrogate`), whether it draws random numbers (`random`), and by which figure it rejects
-(`score`). `robustml.Guarded` makes one model of guards and a classifier, the one that is deployed and attacked.
+(`score`). `robustml.Guarded` makes one model of guards and a classifier: the one that is deployed.
 
 A rejection is one more class: where a guard rejects, logits are (n, classes + 1), and an input is rejected if
 the last one is the largest. A clean input that is rejected is an error; an adversarial one is defended.

@@ -15,6 +15,7 @@ from . import __version__
 from .data import Dataset
 from .errors import InputError, brief
 from .goals import choose_rows, parse_goals
+from .guarded import Guarded
 from .report.build import build_report
 from .report.gate import check_gate
 from .report.model import Report
@@ -142,6 +143,8 @@ def make_plan(
         confidence=confidence,
         max_passes=max_passes,
         goals=list(goals.texts),
+        guards=model.describe() if isinstance(model, Guarded) else [],
+        rejects=model.rejects,
         randomness=randomness,
         twin_sha256=target.twin.fingerprint() if target.twin is not None else None,
         gate=target.gate,

@@ -11,9 +11,9 @@ import numpy as np
 
 from .. import __version__
 from ..data import Dataset
+from ..estimates import clopper_pearson
 from ..registry import find_attack
 from ..stress.diagnostics import CODES, diagnose
-from ..estimates import clopper_pearson
 from ..stress.folder import RunFolder
 from ..stress.ledger import Ledger, StageTotals
 from ..stress.plan import Plan, Stage, curve_budgets

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..estimates import clopper_pearson, mean_interval
 from ..registry import find_corruption
 from ..stress.corrupting import CORRUPTING, transformed
-from ..estimates import clopper_pearson, mean_interval
 from ..stress.ledger import Ledger, StageTotals
 from .corruption_parts import CorruptionResult, Corruptions, MeanEstimate, SeverityResult, WorstResult
 from .parts import Estimate, Passes, Score

@@ -14,6 +14,7 @@ from ..classifier import Classifier, Model, mode_dependent_layers
 from ..data import Dataset
 from ..errors import InputError, RobustmlError
 from ..inputs import InputSpec
+from ..registry import Access
 from .randomized import Randomness, seeded
 
 __all__ = ["Admitted", "Finding", "admit", "infer_classes", "probe"]
@@ -68,9 +69,10 @@ def admit(model: Model, data: Dataset, device: torch.device) -> Admitted:
 def _admit(model: Model, data: Dataset, device: torch.device) -> Admitted:
     x = torch.from_numpy(data.x[:_PROBED]).to(device)
     raw = probe(model, x)
-    n, classes = len(x), model.classes
+    # A model that rejects says so in a column of its own.
+    n, classes = len(x), model.classes + model.rejects
     if raw.ndim != 2 or raw.shape != (n, classes):
-        binary = classes == 2 and raw.numel() == n
+        binary = model.classes == 2 and raw.numel() == n
         hint = '; declare outputs = "binary-logit" if it is the log-odds of class 1' if binary else ""
         raise InputError(
             f"the model returns shape {tuple(raw.shape)} for {n} inputs and {classes} classes; "
@@ -78,15 +80,21 @@ def _admit(model: Model, data: Dataset, device: torch.device) -> Admitted:
         )
     if not bool(raw.isfinite().all()):
         raise InputError("the model returns NaN or infinity for clean inputs; it must return numbers")
-    _check_form(model, raw)
+    _check_form(model, raw[:, : model.classes])
     randomness = _randomness(model, x, raw)
     findings = [
-        ("output", f"{model.outputs} for {classes} classes"),
+        ("output", f"{model.outputs} for {model.classes} classes{_rejections(model, raw)}"),
         ("range of the logits", f"{float(raw.min()):.3g} to {float(raw.max()):.3g}"),
         ("determinism", _repeatability(randomness)),
         *_gradient(model, x, torch.from_numpy(data.y[:_PROBED]).to(device)),
     ]
     return Admitted(findings, randomness)
+
+
+def _rejections(model: Model, raw: Tensor) -> str:
+    if not model.rejects:
+        return ""
+    return f" and a rejection ({int((raw.argmax(1) == model.classes).sum())} of {len(raw)} clean inputs)"
 
 
 def _randomness(model: Model, x: Tensor, raw: Tensor) -> Randomness | None:
@@ -168,7 +176,7 @@ def _check_form(model: Model, logits: Tensor) -> None:
 
 
 def _gradient(model: Model, x: Tensor, y: Tensor) -> list[Finding]:
-    if not isinstance(model, Classifier):
+    if model.access is not Access.GRADIENT:
         return [("gradient", f"none: {model.access.label} access only")]
     point = x.clone().requires_grad_()
     value = torch.nn.functional.cross_entropy(model(point), y)

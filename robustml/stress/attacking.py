@@ -15,6 +15,7 @@ from ..balls import Ball
 from ..classifier import Model
 from ..data import Dataset
 from ..errors import RunError
+from ..guarded import Guarded
 from ..losses import is_wrong, margin
 from ..registry import Attack, Logits
 from ..sampling import Streams
@@ -23,9 +24,20 @@ from .aiming import Aimed, outcome
 from .folder import Evidence
 from .meter import BudgetSpent, Meter
 from .plan import Plan
-from .randomized import Averaged, Seeded, Votes, take_vote
+from .randomized import CLEAN, Averaged, Seeded, Votes, take_vote
+from .rejecting import Accepting, accepted
 
-__all__ = ["Around", "Bench", "Limits", "Outcome", "Rows", "confirm", "metered", "run_attack"]
+__all__ = [
+    "Around",
+    "Bench",
+    "Limits",
+    "Outcome",
+    "Rows",
+    "attackable",
+    "confirm",
+    "metered",
+    "run_attack",
+]
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,12 @@ class Bench:
             self.model.begin(unit)
 
     @property
+    def guarded(self) -> Guarded | None:
+        """The model with its guards, if it has any."""
+        inner = self.model.inner if isinstance(self.model, Seeded) else self.model
+        return inner if isinstance(inner, Guarded) else None
+
+    @property
     def price(self) -> int:
         """Forward passes that deciding on one point takes."""
         return self.plan.randomness.draws if self.plan.randomness is not None else 1
@@ -60,15 +78,18 @@ class Bench:
     def answers(self, x: Tensor, y: Tensor, ids: Tensor, *, aimed: bool = True) -> Tensor:
         """What the harness takes the model to say: logits (n, classes) for `is_wrong`, `margin` and argmax.
 
-        For a randomized model these are shares of votes. With goals only a target class is wrong, unless
-        `aimed` is off: then no attacker is at work, and randomized models draw what they draw on clean data.
+        For a randomized model these are shares of votes. With goals only a target class is wrong, and a
+        rejection is not, unless `aimed` is off: then no attacker is at work, a rejection is an error, and
+        randomized models draw what they draw on clean data.
         """
         targets = self.targets(y) if aimed and self.plan.goals else None
         if self.plan.randomness is not None:
             return self.vote(x, y, ids, targets, aimed=aimed).logits
         with torch.no_grad():
             logits = self.model(x)
-        return logits if targets is None else outcome(logits, y, targets)
+        if targets is not None:
+            return outcome(logits, y, targets)
+        return accepted(logits, y) if aimed and self.model.rejects else logits
 
     def vote(
         self, x: Tensor, y: Tensor, ids: Tensor, targets: Tensor | None = None, *, aimed: bool = True
@@ -76,12 +97,13 @@ class Bench:
         """The vote on each point, with its flip rate; the model has to be a randomized one."""
         assert isinstance(self.model, Seeded) and self.plan.randomness is not None
         # A sample that is correct by the luck of its draws must not owe them its robustness, too.
-        purpose = "attacked" if aimed else "clean"
+        purpose = "attacked" if aimed else CLEAN
         return take_vote(self.model, x, y, ids, self.plan.randomness, purpose, targets)
 
     def targets(self, y: Tensor) -> Tensor:
-        """The classes that count as wrong for each label, by the goals: bool (n, classes)."""
-        return torch.from_numpy(self.plan.aims.table).to(y.device)[y]
+        """The classes that count as wrong for each label, by the goals: bool (n, as many as logits)."""
+        table = torch.from_numpy(self.plan.aims.table).to(y.device)[y]
+        return torch.nn.functional.pad(table, (0, int(self.model.rejects)))
 
     def groups(self, positions: np.ndarray[Any, Any]) -> list[tuple[Tensor, Tensor | None]]:
         """The places of samples that share their targets, and the targets: bool (classes,), if any."""
@@ -97,7 +119,7 @@ class Bench:
         labels = y if targets is None else torch.zeros_like(y)
         if isinstance(self.model, Seeded) and self.plan.randomness is not None:
             return Averaged(self.model, labels, self.plan.randomness, targets=targets), labels
-        return (self.model if targets is None else Aimed(self.model, targets)), labels
+        return attackable(self.model, labels, targets, rejects=self.model.rejects), labels
 
     def batch(self, positions: np.ndarray[Any, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs, labels and sample ids of some positions of the plan, on the device."""
@@ -105,6 +127,13 @@ class Bench:
         x = torch.from_numpy(self.data.x[ids]).to(self.device)
         y = torch.from_numpy(self.data.y[ids]).to(self.device)
         return x, y, torch.from_numpy(ids).to(self.device)
+
+
+def attackable(model: Logits, labels: Tensor, targets: Tensor | None, *, rejects: bool) -> Logits:
+    """A model as an attack may take it: wrong is what is worth something to the attacker."""
+    if targets is not None:
+        return Aimed(model, targets)
+    return Accepting(model, labels) if rejects else model
 
 
 @dataclass(frozen=True)
@@ -219,7 +248,7 @@ def metered(
         deadline=limits.deadline,
         on_pass=limits.on_pass,
         weight=averaged.count if averaged else 1,
-        follow=averaged.focus if averaged else None,
+        follow=model.focus if isinstance(model, (Averaged, Accepting)) else None,
     )
     if averaged is not None:
         averaged.on_pass = meter.count

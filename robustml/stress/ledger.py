@@ -115,7 +115,7 @@ class Ledger:
         if stage.skipped is not None:
             return 0
         rows = self.rows(stage, chunk)
-        if stage.kind in {"clean", "attack", "curve"} | CORRUPTING:
+        if stage.kind in {"clean", "attack", "curve", "oblivious"} | CORRUPTING:
             return len(rows.standing)
         return len(rows.first(self.plan.suite.diagnostics.samples).correct)
 

@@ -17,7 +17,7 @@ from ..inputs import InputSpec
 from ..registry import Access, all_corruptions, find_attack, find_corruption
 from ..schema import Frozen
 from ..threats import Threat, parse_threat
-from .probing import doubled, is_wanted
+from .probing import can_be_followed, doubled, is_wanted
 from .randomized import Randomness
 from .suite import CurveAttack, Suite, kept_for, unusable
 
@@ -39,6 +39,8 @@ Kind = Literal[
     "binary",
     "state",
     "before",
+    "oblivious",
+    "components",
 ]
 
 
@@ -75,6 +77,10 @@ class Plan(Frozen):
     """Budget per sample of a chunk on average, a backward pass counting as two."""
     randomness: Randomness | None = None
     """How a model that answers at random is treated; None for one that answers alike when asked again."""
+    guards: list[dict[str, Any]] = []
+    """What stands before the model: the name and the options of each guard, in order."""
+    rejects: bool = False
+    """Whether one of them may reject an input."""
     twin_sha256: str | None = None
     """Digest of the undefended or earlier model whose adversarial inputs are tried, if one was given."""
     gate: dict[str, str] = {}
@@ -175,6 +181,9 @@ def _threat_stages(plan: Plan, threat: Threat) -> Iterator[Stage]:
     access, name = Access[plan.access.upper()], threat.name
     if is_wanted(plan.suite, "state"):
         yield Stage(f"{name}/before", "before", threat, name)
+    if plan.guards:
+        # It looks at every sample, as the score beside which it is put does.
+        yield Stage(f"{name}/oblivious", "oblivious", threat, name, nearest=True)
     for entry in plan.suite.attack:
         if kept_for(entry, access, threat.norm) is not None:
             continue
@@ -223,6 +232,8 @@ def _attacking_probes(plan: Plan, threat: Threat) -> Iterator[Stage]:
 def _looking_probes(plan: Plan, threat: Threat) -> Iterator[Stage]:
     """The probes that look at the model itself; the last one sees what all calls before have left of it."""
     access, name, suite = Access[plan.access.upper()], threat.name, plan.suite
+    if plan.guards and is_wanted(suite, "components") and can_be_followed(access, threat.norm):
+        yield Stage(f"{name}/components", "components", threat, name)
     if access is Access.GRADIENT and is_wanted(suite, "gradients"):
         yield Stage(f"{name}/gradients", "gradients", threat, name)
     if access is Access.GRADIENT and is_wanted(suite, "binary") and plan.randomness is None:

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 from ..registry import Access, find_attack
 from .suite import AttackEntry, CurveAttack, Suite, unusable
 
-__all__ = ["PROBED", "doubled", "effort_of", "follows_surrogates", "is_wanted"]
+__all__ = ["PROBED", "can_be_followed", "doubled", "effort_of", "follows_surrogates", "is_wanted"]
 
 PROBED: dict[str, frozenset[str]] = {
     "ordering": frozenset({"D10", "D18", "D22"}),
@@ -22,6 +22,7 @@ PROBED: dict[str, frozenset[str]] = {
     "before": frozenset({"D06"}),
     "state": frozenset({"D06"}),
     "randomness": frozenset({"D15"}),
+    "components": frozenset({"D16"}),
 }
 """The kinds of stages that are there for diagnostics alone, and the codes that each of them serves."""
 
@@ -41,6 +42,11 @@ def follows_surrogates(suite: Suite, access: Access, norm: str) -> bool:
         entry.use == "relay" or entry.options.get("gradient") == "smooth"
         for entry in _usable(suite, access, norm)
     )
+
+
+def can_be_followed(access: Access, norm: str) -> bool:
+    """Whether there is an attack that follows the derivative that a guard declares."""
+    return access is Access.GRADIENT and norm in find_attack("apgd").norms
 
 
 def doubled(suite: Suite, access: Access, norm: str) -> AttackEntry | None:

@@ -24,12 +24,17 @@ from ..registry import Access
 from ..schema import Frozen
 from ..surrogates import exact
 from .aiming import towards
+from .rejecting import accepted
 
-__all__ = ["Averaged", "Randomness", "Seeded", "Votes", "seeded", "take_vote"]
+__all__ = ["CLEAN", "Averaged", "Randomness", "Seeded", "Votes", "seeded", "take_vote"]
 
 # The shares of draws that an attack has to fool before it may rest: of those of its step, and then of as many
 # as vote outside. It tries often, so at the half that counts most of its successes would be luck.
 _CONVINCING, _CONFIRMED = 0.75, 0.7
+
+
+CLEAN = "clean"
+"""The purpose of draws that no attacker has caused."""
 
 
 class Randomness(Frozen):
@@ -65,6 +70,7 @@ class Seeded(Model):
     def __init__(self, model: Model, seed: int) -> None:
         self.inner = model
         self.inputs, self.classes, self.outputs = model.inputs, model.classes, model.outputs
+        self.rejects = model.rejects
         self._seed = seed
         self._unit = ""
         self._calls = 0
@@ -138,21 +144,32 @@ class Averaged:
     def __call__(self, x: Tensor, /) -> Tensor:
         drawn = self._draw(x, self.count)
         with exact():
-            mean = drawn.mean(0)
-            if len(self._focused) != len(x):
-                # A batch that cannot be matched has no labels; its rows are not believed anyway.
-                return mean
             y = self._focused
+            if len(y) != len(x):
+                # A batch that cannot be matched has no labels; its rows are not believed anyway.
+                return drawn.mean(0)[:, : self._width]
+            drawn = self._worth(drawn, y)
+            mean = drawn.mean(0)
             reached = _reached(drawn.detach(), y, _CONVINCING)
             fooled = (reached > 0).nonzero()[:, 0]
             if len(fooled):
                 self.on_pass(len(fooled) * self._settings.draws)
                 with torch.no_grad():
                     again = self._draw(x.detach()[fooled], self._settings.draws)
-                second = _reached(again, y[fooled], _CONFIRMED)
+                second = _reached(self._worth(again, y[fooled]), y[fooled], _CONFIRMED)
                 reached = reached.index_copy(0, fooled, torch.minimum(reached[fooled], second))
             shift = margin(mean.detach(), y) - reached
             return mean + torch.nn.functional.one_hot(y, mean.shape[1]) * shift[:, None]
+
+    @property
+    def _width(self) -> int:
+        return self._model.classes if self._targets is None else 2
+
+    def _worth(self, drawn: Tensor, y: Tensor) -> Tensor:
+        """Draws (count, n, ...) of a model that rejects, in which only an accepted mistake is wrong."""
+        if self._targets is not None or not self._model.rejects:
+            return drawn
+        return accepted(drawn.flatten(0, 1), y.repeat(len(drawn))).view(*drawn.shape[:2], self._width)
 
     def _draw(self, x: Tensor, count: int) -> Tensor:
         """Fresh answers (count, n, classes)."""
@@ -182,8 +199,9 @@ class Votes:
     """What the draws of a randomized model decide.
 
     Attributes:
-        logits: Shares of the draws (n, classes), such that the largest is the label's only if it wins in
-            more than half of the draws; all wrong answers together count for the most frequent one of them.
+        logits: Shares of the draws (n, classes; one more for a model that rejects), such that the largest is
+            the label's only if it wins in more than half of the draws; all wrong answers together count for
+            the most frequent one of them.
         flips: The share of draws that differ from the most frequent answer (n,).
     """
 
@@ -214,11 +232,14 @@ def take_vote(
         purpose: What they are for.
         targets: With goals, the classes that count as wrong for each sample, bool (n, classes).
     """
-    logits, flips = x.new_zeros(len(x), model.classes), x.new_zeros(len(x))
+    logits, flips = x.new_zeros(len(x), model.classes + model.rejects), x.new_zeros(len(x))
+    # Without an attacker a rejection is a mistake like others.
+    safe = model.classes if model.rejects and purpose != CLEAN else None
     for row, sample in enumerate(ids.tolist()):
         with torch.no_grad():
             drawn = _fresh(model, x[row : row + 1], settings, purpose, sample)
-        logits[row], flips[row] = _decide(drawn, y[row], None if targets is None else targets[row])
+        wanted = None if targets is None else targets[row]
+        logits[row], flips[row] = _decide(drawn, y[row], wanted, safe)
     return Votes(logits, flips)
 
 
@@ -228,13 +249,15 @@ def _fresh(model: Seeded, x: Tensor, settings: Randomness, *key: object) -> Tens
     return model.draw(_copies(x, settings.draws), "vote", *key)
 
 
-def _decide(drawn: Tensor, y: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
+def _decide(drawn: Tensor, y: Tensor, targets: Tensor | None, safe: int | None) -> tuple[Tensor, Tensor]:
     """Shares (classes,) and flip rate of one sample from its draws (draws, classes)."""
     draws, classes = drawn.shape
     answers = drawn.argmax(1)
     flips = 1 - answers.bincount(minlength=classes).max() / draws
     unusable = drawn.isnan().any(1)
     wrong = is_wrong(drawn, y.expand(draws)) if targets is None else targets[answers] | unusable
+    if safe is not None and targets is None:
+        wrong &= (answers != safe) | unusable
     # Half is enough to be broken: half a vote decides ties.
     counts = answers[wrong & (answers != y)].bincount(minlength=classes).to(drawn.dtype)
     counts[y] = -1

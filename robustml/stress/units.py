@@ -50,6 +50,8 @@ def run_unit(
         elif stage.kind in CORRUPTING:
             work = corrupt if stage.kind == "corruption" else search
             record, evidence = work(bench, stage, chunk, rows, limits), None
+        elif stage.kind == "oblivious":
+            record, evidence = PROBES[stage.kind](bench, stage, chunk, rows, Limits(on_pass=limits.on_pass))
         else:
             subset = rows.first(bench.plan.suite.diagnostics.samples)
             # A probe cut short would judge the suite by half a measurement; its cost is small and bounded.
@@ -72,6 +74,8 @@ def _clean(bench: Bench, stage: Stage, chunk: int) -> Record:
         raise InputError(f"the model answers NaN or infinity for sample {sample}; it must return numbers")
     saturated = torch.softmax(logits.float(), 1).amax(1) == 1.0
     facts, flips = {"saturated": float(saturated.sum())}, []
+    if bench.model.rejects:
+        facts["rejected"] = float((logits.argmax(1) == bench.model.classes).sum())
     if bench.plan.randomness is not None:
         votes = bench.vote(x, y, ids, aimed=False)
         logits, flips = votes.logits, [round(float(value), 6) for value in votes.flips]

@@ -160,10 +160,11 @@ CODES = {
     "D16": Code(
         title="components alone",
         critical=False,
-        threshold="for each non-differentiable part of a guard",
-        meaning="The undefended model with one part of the guard must break; if it does not, the backward "
-        "pass of that part is wrong.",
-        remedy="Correct the surrogate of the part that is named.",
+        threshold="fails when a score-based attack breaks 10 % of the samples that one along the derivative "
+        "could not; warns at any",
+        meaning="The model behind one guard at a time, attacked along the derivative that the guard declares "
+        "and then without it. What only the second breaks says that the derivative leads astray.",
+        remedy="Correct the surrogate of the guard that is named.",
     ),
     "D17": Code(
         title="binarization test",

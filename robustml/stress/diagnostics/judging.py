@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ...threats import Threat
 from ...estimates import clopper_pearson
+from ...threats import Threat
 from ..ledger import Ledger, StageTotals
 
 __all__ = [

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from ...estimates import clopper_pearson, paired_difference
 from ...registry import Access
 from ...surrogates import KINDS
 from ...threats import Threat
-from ...estimates import clopper_pearson, paired_difference
 from ..ledger import Ledger
 from ..probing import follows_surrogates
 from .judging import Finding, Status, facts_of, no_probe
@@ -16,15 +16,34 @@ __all__ = ["binarization", "components", "oblivious", "surrogates"]
 _EXPLAINS = 0.5
 _CLEAR, _LEAST = 0.05, 0.005
 _FOUND = 0.95
+# An attack through scores may break so many samples that one along the derivative has left standing.
+_WITHOUT = 0.1
 # Operations that pass back no gradient at all, unlike those that do so for some of their inputs.
 _CUTTING = {"round", "sign", "compare", "cast", "detach"}
 
 
 def components(ledger: Ledger, threat: Threat) -> Finding:
     """D16."""
-    return Finding(
-        "D16", "skipped", None, "the model has no guard; D22 takes apart the operations of the model itself"
-    )
+    if not ledger.plan.guards:
+        nothing = "the model has no guard; D22 takes apart the operations of the model itself"
+        return Finding("D16", "skipped", None, nothing)
+    facts = facts_of(ledger, threat, "components")
+    names = [
+        key.removeprefix("probed ") for key, count in facts.items() if key.startswith("probed ") and count
+    ]
+    if not names:
+        return Finding(
+            "D16", "skipped", None, no_probe(ledger, "no guard that changes inputs can be attacked")
+        )
+    parts, worst = [], 0.0
+    for name in names:
+        probed, white, black = (facts.get(f"{key} {name}", 0.0) for key in ("probed", "white", "black"))
+        parts.append(f"{name.partition(':')[2]}: {white:.0f} of {probed:.0f} break along its derivative")
+        if black:
+            parts[-1] += f", {black:.0f} more without it"
+        worst = max(worst, black / probed)
+    status: Status = "fail" if worst > _WITHOUT else "warn" if worst > _LEAST else "pass"
+    return Finding("D16", status, worst, "; ".join(parts))
 
 
 def binarization(ledger: Ledger, threat: Threat) -> Finding:
@@ -54,6 +73,8 @@ def _no_heads(ledger: Ledger, facts: dict[str, float]) -> str:
 
 def oblivious(ledger: Ledger, threat: Threat) -> Finding:
     """D18."""
+    if ledger.plan.guards:
+        return _unaware(ledger, threat)
     facts = facts_of(ledger, threat, "ordering")
     if "smooth_only" not in facts:
         return Finding("D18", "skipped", None, _no_gap(ledger))
@@ -64,6 +85,19 @@ def oblivious(ledger: Ledger, threat: Threat) -> Finding:
         f"attack along the model's own gradient, {100 * (withstood - gap):.1f} % also one along surrogates"
     )
     return Finding("D18", "pass", gap, detail)
+
+
+def _unaware(ledger: Ledger, threat: Threat) -> Finding:
+    facts = facts_of(ledger, threat, "oblivious")
+    if not facts.get("probed"):
+        return Finding("D18", "skipped", None, no_probe(ledger, "the budget ran out before"))
+    unaware = 1 - facts["transferred"] / facts["probed"]
+    aware = int(ledger.standing(threat.norm, threat.eps).sum()) / facts["probed"]
+    detail = (
+        f"of {facts['probed']:.0f} samples, {100 * unaware:.1f} % withstand attacks that do not know of the "
+        f"guards, {100 * aware:.1f} % those that do"
+    )
+    return Finding("D18", "pass", unaware - aware, detail)
 
 
 def surrogates(ledger: Ledger, threat: Threat) -> Finding:

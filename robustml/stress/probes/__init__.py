@@ -15,6 +15,7 @@ from ..plan import Stage
 from .binary import probe_binary
 from .extra import probe_black_box, probe_effort, probe_transfer
 from .gradients import probe_gradients
+from .guards import probe_components, probe_oblivious
 from .ordering import probe_ordering, probe_unbounded
 from .randomness import probe_randomness
 from .state import probe_before, probe_state
@@ -27,8 +28,10 @@ PROBES: dict[str, Probe] = {
     "before": probe_before,
     "binary": probe_binary,
     "black-box": probe_black_box,
+    "components": probe_components,
     "effort": probe_effort,
     "gradients": probe_gradients,
+    "oblivious": probe_oblivious,
     "ordering": probe_ordering,
     "randomness": probe_randomness,
     "state": probe_state,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...classifier import Classifier
+from ...guarded import Guarded
 from ...losses import is_wrong
 from ...registry import find_attack
 from ...sampling import Streams
@@ -43,7 +44,9 @@ def probe_binary(bench: Bench, stage: Stage, chunk: int, rows: Rows, limits: Lim
     ball = stage.threat.around(x)
     streams = Streams.derive(bench.plan.seed, stage.key, ids)
     facts: dict[str, float] = {}
-    asked = _Asked(bench.model, limits)
+    # The heads are about features; what rejects inputs has none, and asks the model on its own account.
+    model = bench.model.passing if isinstance(bench.model, Guarded) else bench.model
+    asked = _Asked(model, limits)
     backward = 0
     with _features(asked, x) as features:
         if features is None:

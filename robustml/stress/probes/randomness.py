@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...registry import Access, Attack, find_attack
+from ...registry import Access, Attack, Logits, find_attack
 from ...sampling import Streams
-from ..aiming import Aimed
-from ..attacking import Bench, Limits, Outcome, Rows, run_attack
+from ..attacking import Bench, Limits, Outcome, Rows, attackable, run_attack
 from ..folder import Evidence, Record
 from ..meter import Meter
 from ..plan import Stage
 from ..randomized import Seeded
+from ..rejecting import Accepting
 
 __all__ = ["probe_randomness"]
 
@@ -132,9 +132,16 @@ def _frozen(
     for places, targets in bench.groups(positions):
         x, y, ids = bench.batch(positions[places.cpu().numpy()])
         frozen = _Frozen(bench.model, x, stage.key, int(ids[0]))
-        model, labels = (frozen, y) if targets is None else (Aimed(frozen, targets), torch.zeros_like(y))
+        labels = y if targets is None else torch.zeros_like(y)
+        model = attackable(frozen, labels, targets, rejects=bench.model.rejects)
         ball = stage.threat.around(x)
-        meter = Meter(model, ball, labels, on_pass=limits.on_pass, follow=frozen.focus)
+
+        def follow(rows: Tensor, frozen: _Frozen = frozen, model: Logits = model) -> None:
+            frozen.focus(rows)
+            if isinstance(model, Accepting):
+                model.focus(rows)
+
+        meter = Meter(model, ball, labels, on_pass=limits.on_pass, follow=follow)
         frozen.on_pass = meter.count
         streams = Streams.derive(bench.plan.seed, f"{stage.key}/frozen", ids)
         points = attack.function(
