@@ -49,10 +49,11 @@ class _Relu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (z,) = ctx.saved_tensors
-        slope = torch.sigmoid(z * SLOPE)
+        # In place: feature maps are large, and fresh memory for them takes longer than the arithmetic.
+        slope = torch.mul(z, SLOPE).sigmoid_()
         if ctx.leak:
-            slope = ctx.leak + (1 - ctx.leak) * slope
-        return gradients[0] * slope, None
+            slope.mul_(1 - ctx.leak).add_(ctx.leak)
+        return slope.mul_(gradients[0]), None
 
 
 class _Graft(torch.autograd.Function):

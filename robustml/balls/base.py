@@ -38,6 +38,7 @@ class Ball(ABC):
         self.x = x
         self.eps = threat.eps * (1 - _INSET)
         self._radius: float | Tensor = self.eps
+        self._room: tuple[Tensor, Tensor] | None = None
         inputs = threat.inputs
         self._inputs = inputs
         self._scale: Tensor | None = None
@@ -64,6 +65,7 @@ class Ball(ABC):
         """The ball around some of the inputs."""
         clone = self._copy()
         clone.x, clone.lower, clone.upper = self.x[rows], self.lower[rows], self.upper[rows]
+        clone._room = None
         if isinstance(self._radius, Tensor):
             clone._radius = self._radius[rows]
         return clone
@@ -93,8 +95,10 @@ class Ball(ABC):
         return torch.clamp(self.x + self._unscaled(delta), self.lower, self.upper)
 
     def room(self) -> tuple[Tensor, Tensor]:
-        """The lowest and the highest value of each entry of a `delta`: (n, features) each."""
-        return self.delta(self.lower), self.delta(self.upper)
+        """The lowest and the highest value of each entry of a `delta`, not to be written to: (n, features)."""
+        if self._room is None:
+            self._room = self.delta(self.lower), self.delta(self.upper)
+        return self._room
 
     def slope(self, gradient: Tensor) -> Tensor:
         """The gradient with respect to a `delta`, 0 for what cannot change: (n, features)."""
@@ -116,20 +120,29 @@ class Ball(ABC):
             return torch.full_like(delta, torch.inf)
         low, high = self.room()
         # A comparison that writes numbers: choosing by a mask costs many times as much.
-        return torch.lerp(low.neg_(), high, torch.gt(delta, 0, out=torch.empty_like(delta)))
+        up = torch.gt(delta, 0, out=torch.empty_like(delta))
+        return torch.lerp(-low, high, up, out=up)
 
     def _limit(self, delta: Tensor) -> Tensor:
         """The radius of each row, to compare with: (n, 1)."""
         radius = self._radius
         return radius if isinstance(radius, Tensor) else delta.new_full((len(delta), 1), radius)
 
+    def _surely(self) -> float | Tensor:
+        """A length that is within the budget, however it was computed: one or (n,)."""
+        radius = self._radius
+        return (radius[:, 0] if isinstance(radius, Tensor) else radius) * (1 + _INSET / 2)
+
     def project(self, z: Tensor) -> Tensor:
         """The points of the ball nearest to (n, *shape), in units of the scale."""
         step = self._unscaled(self._shrink(self.delta(z)))
-        point = self.x + step
-        # The sum is rounded; roundings away from x in many features would together leave the ball.
+        point = torch.add(self.x, step).clamp_(self.lower, self.upper)
+        # The sum is rounded; roundings away from x in many features would together leave the ball. They do
+        # so rarely, and on the CPU it is cheaper to ask than to mend.
+        if point.device.type == "cpu" and bool((self.length(point) <= self._surely()).all()):
+            return point
         too_far = ((point - self.x).abs() > step.abs()).to(point.dtype)
-        return torch.lerp(point, torch.nextafter(point, self.x), too_far).clamp_(self.lower, self.upper)
+        return torch.lerp(point, torch.nextafter(point, self.x), too_far)
 
     def project_(self, z: Tensor) -> Tensor:
         """As `project`, for a tensor that is the caller's to overwrite; saves a copy where it can."""

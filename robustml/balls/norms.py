@@ -10,6 +10,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..sampling import Streams
 from .base import TOLERANCE, Ball, per_row
+from .scaled import scaled
 from .soft import softened
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class LinfBall(Ball):
         ball = super().resized(radius)
         reach = per_row(radius, self.x)
         reach = reach if self._scale is None else reach * self._scale
+        ball._room = None
         ball.lower = torch.maximum(self.lower, self.x - reach)
         ball.upper = torch.minimum(self.upper, self.x + reach)
         return ball
@@ -81,24 +83,8 @@ class L2Ball(Ball):
     """A Euclidean ball."""
 
     def _shrink(self, delta: Tensor) -> Tensor:
-        # The projection onto ball and box is clip(t * delta) with the t that makes its norm eps. Solving
-        # for t on the coordinates that the box does not clip only ever raises t, so a few rounds approach
-        # it from below and each of them is feasible.
-        # Clamps and products only: choosing entry by entry costs ten times as much.
         low, high = self.room()
-        norm = _l2(torch.clamp(delta, low, high))
-        factor = (self._radius / _l2(delta).clamp_min(_TINY)).clamp_max(1.0)
-        for _ in range(3):
-            scaled = delta * factor
-            moved = torch.clamp(scaled, low, high)
-            free = _l2(moved * torch.eq(moved, scaled).to(moved.dtype)).square()
-            clipped = _l2(moved).square() - free
-            better = ((self._radius**2 - clipped).clamp_min(0) / free.clamp_min(_TINY)).sqrt()
-            factor = torch.where(free > 0, factor * better.clamp_min(1.0), factor)
-        factor = torch.where(norm <= self._radius, 1.0, factor.clamp_max(1.0))
-        moved = torch.clamp(delta * factor, low, high)
-        # Rounding may leave the sum of squares a hair above the budget.
-        return moved * (self._radius / _l2(moved).clamp_min(_TINY)).clamp_max(1.0)
+        return scaled(delta, low, high, self._radius)
 
     def _draw(self, streams: Streams) -> Tensor:
         size = self._features

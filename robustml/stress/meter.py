@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import time
 from collections.abc import Callable
 from typing import Literal
@@ -17,6 +19,9 @@ from .memory import give_back
 
 __all__ = ["BudgetSpent", "Meter"]
 
+_TRIM, _MAP = -1, -3  # numbers of malloc's options in glibc
+_HELD, _MAPPED = 1 << 28, 1 << 25  # bytes
+_SIMILAR = 0.75  # the share of the batch that must be left for its memory to be worth keeping
 _ROUGHLY = 1.01  # far more than rounding can do to a length
 
 
@@ -26,6 +31,20 @@ class BudgetSpent(Exception):
     def __init__(self, kind: Literal["passes", "time"]) -> None:
         super().__init__(kind)
         self.kind = kind
+
+
+def _hold_memory() -> None:
+    """Let the allocator keep what a step frees until the next one asks for it again.
+
+    By default glibc hands memory back to the system as soon as some megabytes are free, at the end of a
+    backward pass as a rule, and to fault it in again takes as long as half of a pass of a small network.
+    `give_back` still returns all of it, whenever the batch changes its size. Other libraries have no such option.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        library = ctypes.CDLL(None)
+        # The first option alone would freeze the second at a value so small that every tensor is mapped anew.
+        library.mallopt(_TRIM, _HELD)
+        library.mallopt(_MAP, _MAPPED)
 
 
 class Meter:
@@ -65,6 +84,7 @@ class Meter:
         weight: int = 1,
         follow: Callable[[Tensor], None] | None = None,
     ) -> None:
+        _hold_memory()
         self._model = model
         self._weight = weight
         self._follow = follow
@@ -81,6 +101,7 @@ class Meter:
         self.needed = self.asked.clone()
         self.matched = True
         self._focused: tuple[Tensor, Ball, Tensor] | None = None
+        self._size = len(y)
 
     def focus(self, rows: Tensor) -> None:
         """Announce which rows of the batch the next calls hold."""
@@ -88,8 +109,10 @@ class Meter:
         self._focused = None if everything else (rows, self._ball.select(rows), self._y[rows])
         if self._follow is not None:
             self._follow(rows)
-        # The batch has another size from here on, so the blocks of the old one are of no use.
-        give_back()
+        if not _SIMILAR * self._size <= len(rows) <= self._size:
+            # The blocks of batches of another size are of no use from here on.
+            self._size = len(rows)
+            give_back()
 
     def __call__(self, x: Tensor, /) -> Tensor:
         self._check_budget()
