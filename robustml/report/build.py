@@ -11,7 +11,6 @@ import numpy as np
 
 from .. import __version__
 from ..data import Dataset
-from ..estimates import clopper_pearson
 from ..registry import find_attack
 from ..stress.diagnostics import CODES, diagnose
 from ..stress.folder import RunFolder
@@ -24,6 +23,7 @@ from .corruption_parts import Corruptions
 from .corruptions import corruption_doubts, corruption_score, corruptions_of, weakest
 from .gallery import most_fragile
 from .gate import judge_gate
+from .guarding import guards_of, unaware_of
 from .model import Report
 from .parts import (
     AttackResult,
@@ -45,6 +45,7 @@ from .parts import (
     TargetInfo,
     ThreatResult,
 )
+from .shares import share_of
 
 __all__ = ["build_report"]
 
@@ -55,7 +56,10 @@ _PROBES = {
     "effort": "the strongest attack of the suite",
     "transfer": "inputs made against the twin",
     "randomness": "a short attack with more draws per step",
+    "oblivious": "the suite, on the model without its guards",
 }
+
+_COUNTED = "found by a diagnostic and counted"
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -73,7 +77,7 @@ def build_report(plan: Plan, folder: RunFolder, data: Dataset, *, created: str |
         InputError: if the journal does not fit the plan, or the evidence cannot be read.
     """
     ledger = Ledger(plan, data.y[plan.ids], folder.records)
-    clean = _estimate(plan, int(ledger.correct.sum()))
+    clean = share_of(plan, int(ledger.correct.sum()))
     threats = [_threat(ledger, threat, folder, data) for threat in plan.bound_threats]
     corruptions = corruptions_of(ledger)
     scores = _scores(ledger, threats, corruptions)
@@ -91,6 +95,7 @@ def build_report(plan: Plan, folder: RunFolder, data: Dataset, *, created: str |
         target=_target(plan),
         goals=plan.aims.named(plan.class_names),
         randomness=_randomness(ledger),
+        guards=guards_of(ledger),
         clean=Clean(accuracy=clean, per_class=_per_class(ledger, None)),
         threats=threats,
         corruptions=corruptions,
@@ -100,18 +105,6 @@ def build_report(plan: Plan, folder: RunFolder, data: Dataset, *, created: str |
         verdict=_verdict(plan, threats, scores),
         gate=judge_gate(plan.gate, clean=clean, scores=scores, threats=uppers, trusted=not distrust),
         samples=Samples(ids=plan.ids, evidence=_evidence_files(ledger, folder)),
-    )
-
-
-def _estimate(plan: Plan, count: int) -> Estimate:
-    low, high = clopper_pearson(count, plan.samples, plan.confidence)
-    return Estimate(
-        value=count / plan.samples,
-        low=low,
-        high=high,
-        confidence=plan.confidence,
-        count=count,
-        total=plan.samples,
     )
 
 
@@ -141,7 +134,7 @@ def _threat(ledger: Ledger, threat: Threat, folder: RunFolder, data: Dataset) ->
         for totals in ledger.totals.values()
         if totals.stage.of == threat.name and totals.stage.kind == "attack"
     )
-    upper = _estimate(ledger.plan, int(standing.sum())) if measured else None
+    upper = share_of(ledger.plan, int(standing.sum())) if measured else None
     return ThreatResult(
         name=threat.name,
         norm=threat.norm,
@@ -149,6 +142,7 @@ def _threat(ledger: Ledger, threat: Threat, folder: RunFolder, data: Dataset) ->
         adaptive=True,
         robust_accuracy=Bounds(upper=upper),
         undecided=upper.value if upper else None,
+        unaware=unaware_of(ledger, threat),
         attacks=attacks,
         curve=_curve(ledger, threat) if measured else [],
         per_class=_per_class(ledger, standing) if measured else [],
@@ -279,7 +273,7 @@ def _late(totals: StageTotals, found: int) -> AttackResult:
         options=stage.entry.options if stage.entry else {},
         access=_access(totals),
         status="ran",
-        reason="found by a diagnostic and counted",
+        reason="made without the guards, and counted" if stage.kind == "oblivious" else _COUNTED,
         attempted=totals.attempted,
         broken=found,
         rescued=0,
@@ -301,7 +295,7 @@ def _curve(ledger: Ledger, threat: Threat) -> list[CurvePoint]:
             budgets |= {eps for eps in curve_budgets(ledger.plan, threat).values() if eps <= at.eps}
     points = [(0.0, int(ledger.correct.sum()))]
     points += [(eps, int(ledger.standing(threat.norm, eps).sum())) for eps in sorted(budgets)]
-    return [CurvePoint(eps=eps, robust_accuracy=_estimate(ledger.plan, count)) for eps, count in points]
+    return [CurvePoint(eps=eps, robust_accuracy=share_of(ledger.plan, count)) for eps, count in points]
 
 
 def _per_class(ledger: Ledger, standing: Mask | None) -> list[ClassResult]:
@@ -326,7 +320,7 @@ def _scores(ledger: Ledger, threats: list[ThreatResult], corruptions: Corruption
     if any(threat.robust_accuracy.upper is None for threat in threats):
         return Scores(corruption=corruption, overall=corruption)
     withstood = np.logical_and.reduce([ledger.standing(t.norm, t.eps) for t in ledger.plan.bound_threats])
-    share = _estimate(ledger.plan, int(withstood.sum()))
+    share = share_of(ledger.plan, int(withstood.sum()))
     evasion = Score(value=100 * share.value, low=100 * share.low, high=100 * share.high)
     return Scores(evasion=evasion, corruption=corruption, overall=weakest([evasion, corruption]))
 

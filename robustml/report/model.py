@@ -32,6 +32,7 @@ from .parts import (
     EvidenceFile,
     Fragile,
     Gate,
+    Guards,
     ModelInfo,
     Passes,
     Picture,
@@ -41,6 +42,7 @@ from .parts import (
     Scores,
     TargetInfo,
     ThreatResult,
+    Unaware,
     Whole,
 )
 
@@ -62,6 +64,7 @@ __all__ = [
     "EvidenceFile",
     "Fragile",
     "Gate",
+    "Guards",
     "MeanEstimate",
     "ModelInfo",
     "Passes",
@@ -73,6 +76,7 @@ __all__ = [
     "SeverityResult",
     "TargetInfo",
     "ThreatResult",
+    "Unaware",
     "WorstResult",
 ]
 
@@ -105,6 +109,8 @@ class Report(Frozen):
     report. Any mistake, if empty."""
     randomness: Randomized | None = None
     """None for a model that answers alike when asked again."""
+    guards: Guards | None = None
+    """None for a model without guards."""
     clean: Clean
     threats: list[ThreatResult]
     corruptions: Corruptions | None = None

@@ -27,6 +27,7 @@ __all__ = [
     "EvidenceFile",
     "Fragile",
     "Gate",
+    "Guards",
     "ModelInfo",
     "Passes",
     "Picture",
@@ -38,6 +39,7 @@ __all__ = [
     "Scores",
     "TargetInfo",
     "ThreatResult",
+    "Unaware",
     "Whole",
 ]
 
@@ -268,6 +270,29 @@ class Bounds(Frozen):
     lower: Estimate | None = None
 
 
+class Guards(Frozen):
+    """What stands before the model, and what it costs on clean data."""
+
+    guards: list[PlainData]
+    """The name of each guard as "guard", and its options, in the order in which an input meets them."""
+    bare_accuracy: Estimate
+    """Clean accuracy of the model without its guards; that with them is in `clean`."""
+    rejected: Estimate | None
+    """The share of clean samples that are rejected, each of which counts as an error; None where no guard
+    rejects."""
+    latency: float | None = Field(ge=0)
+    """How many times as long a batch takes with the guards as without, on this machine at that time."""
+
+
+class Unaware(Frozen):
+    """Attackers who do not know of the guards: they attack the model without them."""
+
+    robust_accuracy: Estimate
+    """Of the guarded model; the figure that counts is the one under attackers who know."""
+    bare: Estimate
+    """Of the model without its guards under the same attacks, on samples that the guarded one gets right."""
+
+
 class ThreatResult(Frozen):
     """Everything about one threat model."""
 
@@ -279,6 +304,8 @@ class ThreatResult(Frozen):
     robust_accuracy: Bounds
     undecided: float | None = Field(ge=0, le=1)
     """The share of samples between the two bounds: neither broken nor certified."""
+    unaware: Unaware | None = None
+    """Beside it: attackers who do not know of the guards; None for a model without any."""
     attacks: list[AttackResult]
     curve: list[CurvePoint]
     per_class: list[ClassResult]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .corruption_parts import CorruptionResult, Corruptions, MeanEstimate
-from .parts import AttackResult, Condition, Diagnostic, Estimate, Score, ThreatResult
+from .parts import AttackResult, Condition, Diagnostic, Estimate, Guards, Score, ThreatResult
 
 if TYPE_CHECKING:
     from .model import Report
@@ -127,7 +127,37 @@ def asked(report: Report) -> dict[str, str]:
             f"{settings.draws} draws vote on each point, attacks average over {settings.eot}; "
             f"{percent(settings.flip_rate)} of clean draws differ from most"
         )
+    if report.guards is not None:
+        lines |= _guard_lines(report, report.guards)
     return lines
+
+
+def _guard_lines(report: Report, section: Guards) -> dict[str, str]:
+    names = (_named(dict(guard)) for guard in section.guards)
+    cost = [f"clean accuracy {percent(section.bare_accuracy.value)} without them"]
+    if section.rejected is not None:
+        cost.append(f"{estimate(section.rejected)} of clean inputs rejected")
+    if section.latency is not None:
+        cost.append(f"{section.latency:.2g} times the time per batch")
+    lines = {"Guards": ", ".join(names), "Cost": "; ".join(cost)}
+    gaps = [gap for threat in report.threats if (gap := _gap(threat))]
+    return {**lines, "Unaware": "; ".join(gaps)} if gaps else lines
+
+
+def _gap(threat: ThreatResult) -> str | None:
+    upper, unaware = threat.robust_accuracy.upper, threat.unaware
+    if upper is None or unaware is None:
+        return None
+    oblivious = unaware.robust_accuracy.value
+    return (
+        f"attackers who do not know of the guards leave {percent(oblivious)} standing within {threat.name}, "
+        f"those who do {percent(upper.value)} (a gap of {100 * (oblivious - upper.value):.1f} points)"
+    )
+
+
+def _named(guard: dict[str, Any]) -> str:
+    options = ", ".join(f"{key}={value}" for key, value in guard.items() if key != "guard")
+    return f"{guard.get('guard')}({options})"
 
 
 def corruption_line(section: Corruptions) -> str:

@@ -52,6 +52,8 @@ class Record(Frozen):
     checks: Count = 0
     """Forward passes spent outside the attack to confirm what it returned."""
     seconds: float = 0.0
+    timings: dict[str, float] = {}
+    """Seconds of what is compared with each other; like `seconds`, never the same twice."""
     facts: dict[str, float] = {}
     labels: list[int] = []
     """Predicted label of each sample of the chunk: when clean, or of those looked at when corrupted."""

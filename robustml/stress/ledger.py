@@ -37,6 +37,7 @@ class StageTotals:
     """Samples that the stage should have seen and did not."""
     status: Literal["complete", "passes", "time"] = "complete"
     facts: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    timings: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     queries: list[int] = field(default_factory=list)
     """Forward passes for each sample that broke, where the attack asks for nothing but answers."""
     late: int = 0
@@ -139,6 +140,8 @@ class Ledger:
         total.seconds += record.seconds
         for name, value in record.facts.items():
             total.facts[name] += value
+        for name, value in record.timings.items():
+            total.timings[name] += value
         if total.stage.kind in CORRUPTING:
             self.corrupted.take(total.stage, expected, record, self.labels)
             return

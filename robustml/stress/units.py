@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..errors import InputError, RobustmlError, RunError
-from ..losses import margin
+from ..guarded import Guarded
+from ..losses import is_wrong, margin
 from ..registry import Access, find_attack
 from .attacking import Bench, Limits, Outcome, Rows, run_attack
 from .corrupting import CORRUPTING, corrupt, search
@@ -22,6 +25,8 @@ from .probes import PROBES
 from .suite import AttackEntry
 
 __all__ = ["run_unit"]
+
+_TIMED = 2
 
 
 def run_unit(
@@ -80,16 +85,36 @@ def _clean(bench: Bench, stage: Stage, chunk: int) -> Record:
         votes = bench.vote(x, y, ids, aimed=False)
         logits, flips = votes.logits, [round(float(value), 6) for value in votes.flips]
         facts["flips"] = float(votes.flips.sum())
+    timings: dict[str, float] = {}
+    if bench.guarded is not None:
+        bare, timings = _beside(bench, bench.guarded, x)
+        facts["bare_correct"] = float((~is_wrong(bare, y)).sum())
     return Record(
         stage=stage.key,
         chunk=chunk,
         attempted=len(x),
         forward=len(x) * (1 if bench.plan.randomness is None else 1 + bench.price),
+        timings=timings,
         facts=facts,
         labels=logits.argmax(1).tolist(),
         margins=[round(float(value), 6) for value in -margin(logits, y)],
         flips=flips,
     )
+
+
+def _beside(bench: Bench, guarded: Guarded, x: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """The answers of the model without its guards, and the least seconds that each of the two took."""
+    timings = {"bare": math.inf, "guarded": math.inf}
+    bare = x
+    with torch.no_grad():
+        for _ in range(_TIMED):
+            for name, model in (("guarded", bench.model), ("bare", guarded.bare)):
+                begun = time.perf_counter()
+                bare = model(x)
+                if x.device.type == "cuda":
+                    torch.cuda.synchronize(x.device)
+                timings[name] = min(timings[name], time.perf_counter() - begun)
+    return bare, {name: round(seconds, 9) for name, seconds in timings.items()}
 
 
 def _attack(
