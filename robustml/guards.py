@@ -10,10 +10,12 @@ the last one is the largest. A clean input that is rejected is an error; an adve
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Self, TypeVar
 
 import torch
@@ -23,10 +25,97 @@ from .errors import InputError, suggest
 from .inputs import InputSpec
 from .surrogates import exact, graft
 
-__all__ = ["Answer", "Guard", "all_guards", "checked", "find_guard", "guard", "reference_of", "through"]
+__all__ = [
+    "Answer",
+    "Answers",
+    "Guard",
+    "all_guards",
+    "checked",
+    "find_guard",
+    "guard",
+    "reference_of",
+    "summary_of",
+    "through",
+]
 
 Kind = TypeVar("Kind", bound="type[Guard]")
 Answer = Callable[[Tensor], Tensor]
+
+
+class Answers:
+    """What a model says of inputs, and what its layers say on the way: it runs once for the very same tensor.
+
+    Args:
+        model: Gives logits (n, classes) for a batch (n, *shape).
+        layers: Submodules of the guarded module, by their names in `named_modules`, whose outputs `layer` may
+            be asked for; a layer that runs several times gives what it returned last.
+
+    Raises:
+        InputError: for a layer that there is not, or a model that has none, such as a `BlackBox`.
+    """
+
+    def __init__(self, model: Answer, layers: Iterable[str] = ()) -> None:
+        self._model = model
+        self._layers = {name: _layer_of(model, name) for name in sorted(set(layers))}
+        self._last: tuple[Tensor, Tensor, dict[str, Any]] | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the logits (n, classes)."""
+        return self._asked(x)[0]
+
+    def layer(self, name: str, x: Tensor) -> Tensor:
+        """Return what a layer makes of inputs: (n, ...).
+
+        Raises:
+            InputError: if the layer does not run, or returns something else than a tensor with one row per
+                input.
+        """
+        seen = self._asked(x)[1]
+        if name not in seen:
+            raise InputError(f"layer {name!r} was not seen to run; compiled modules do not show their layers")
+        value = seen[name]
+        if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != len(x):
+            kind = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(f"layer {name!r} returned {kind} for {len(x)} inputs; a row for each is wanted")
+        return value
+
+    def _asked(self, x: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        if self._last is None or self._last[0] is not x:
+            seen: dict[str, Any] = {}
+            with _listening(self._layers, seen):
+                logits = self._model(x)
+            self._last = (x, logits, seen)
+        return self._last[1:]
+
+
+def _layer_of(model: Any, name: str) -> nn.Module:
+    module = getattr(model, "module", None)
+    if not isinstance(module, nn.Module):
+        raise InputError(f"layer {name!r} cannot be seen in a {type(model).__name__}, which has no layers")
+    known: dict[str, nn.Module] = dict(module.named_modules())
+    if not name or name not in known:
+        # The whole module and what contains other modules are layers too, but not what people look for.
+        ends = [key for key, part in known.items() if key and not any(True for _ in part.children())]
+        raise InputError(f"layer {name!r} is not in the module{suggest(name, ends)}")
+    return known[name]
+
+
+@contextlib.contextmanager
+def _listening(layers: Mapping[str, nn.Module], seen: dict[str, Any]) -> Iterator[None]:
+    """Note what layers return in here, in this thread: others may be running the same module."""
+    thread = threading.get_ident()
+
+    def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_module: nn.Module, _given: Any, value: Any) -> None:
+            if threading.get_ident() == thread:
+                seen[name] = value
+
+        return hook
+
+    with contextlib.ExitStack() as stack:
+        for name, layer in layers.items():
+            stack.callback(layer.register_forward_hook(note(name)).remove)
+        yield
 
 
 class Guard(nn.Module):
@@ -76,9 +165,15 @@ class Guard(nn.Module):
 
         Args:
             x: The inputs as they come to this guard (n, *shape).
-            model: Gives the logits of the guarded model for inputs (n, classes).
+            model: Gives the logits of the guarded model for inputs (n, classes); in a `Guarded` these are
+                `Answers`, which also give what the guard's `layers` return: `model.layer(name, x)`.
         """
         return x.new_full((len(x),), -torch.inf)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The submodules of the guarded module that `score` looks into; a model without layers is refused."""
+        return ()
 
     @property
     def options(self) -> dict[str, Any]:
@@ -159,6 +254,11 @@ def find_guard(name: str) -> type[Guard]:
 def reference_of(kind: type[Guard]) -> str:
     """Where a guard is described."""
     return _REFERENCES[kind.name]
+
+
+def summary_of(kind: type[Guard]) -> str:
+    """The first line of its docstring."""
+    return (inspect.getdoc(kind) or "").partition("\n")[0]
 
 
 def checked(kind: type[Guard], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -47,6 +47,7 @@ __all__ = [
     "find_corruption",
     "find_transformations",
     "options_model",
+    "parameters_of",
     "transformations",
 ]
 
@@ -117,7 +118,7 @@ class Attack:
 
     def parameters(self) -> list[tuple[str, str, Any]]:
         """Each option as (name, type, default), for people."""
-        return _parameters(self.function)
+        return parameters_of(self.function)
 
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -193,7 +194,7 @@ class Transformations:
 
     def parameters(self) -> list[tuple[str, str, Any]]:
         """As `Attack.parameters`."""
-        return _parameters(self.function)
+        return parameters_of(self.function)
 
 
 _ATTACKS: dict[str, Attack] = {}
@@ -349,7 +350,8 @@ def _option_parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, ins
     return {name: (hints[name], parameter) for name, parameter in options.items()}
 
 
-def _parameters(function: Callable[..., Any]) -> list[tuple[str, str, Any]]:
+def parameters_of(function: Callable[..., Any]) -> list[tuple[str, str, Any]]:
+    """Each option of a function, or of the constructor of a class, as (name, type, default), for people."""
     return [
         (name, _type_name(hint), parameter.default)
         for name, (hint, parameter) in _option_parameters(function).items()

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 __all__ = ["describe", "list_"]
 
-_KINDS = ("attacks", "corruptions", "suites", "targets", "diagnostics")
+_KINDS = ("attacks", "corruptions", "guards", "suites", "targets", "diagnostics")
 
 
 @click.command("list")
 @click.argument("kind", type=Choice(_KINDS), required=False)
 @json_option
 def list_(kind: str | None, json: bool) -> None:
-    """List the attacks, corruptions, suites, targets or diagnostics; all of them if KIND is not given."""
+    """List the attacks, corruptions, guards, suites, targets or diagnostics; all if KIND is not given."""
     tables = {name: _table(name) for name in ([kind] if kind else _KINDS)}
     if json:
         write_json(tables)
@@ -44,6 +44,13 @@ def _table(kind: str) -> list[dict[str, Any]]:
         return [{"name": name, "summary": load_suite(name).description} for name in suite_names()]
     if kind == "corruptions":
         return _corruptions()
+    if kind == "guards":
+        from ..guards import all_guards, reference_of, summary_of
+
+        return [
+            {"name": name, "summary": summary_of(found), "reference": reference_of(found)}
+            for name, found in all_guards().items()
+        ]
     if kind == "diagnostics":
         from ..stress.diagnostics import CODES
 
@@ -81,7 +88,7 @@ def _corruptions() -> list[dict[str, Any]]:
 @click.argument("name")
 @json_option
 def describe(name: str, json: bool) -> None:
-    """Explain an attack, a corruption, a suite, a built-in target or a diagnostic by NAME."""
+    """Explain an attack, a corruption, a guard, a suite, a built-in target or a diagnostic by NAME."""
     facts = _facts(name)
     if json:
         write_json(facts)
@@ -108,13 +115,13 @@ def _facts(name: str) -> dict[str, Any]:
         attacks = [f"{entry.id}: {entry.use} {_options(entry.options)}".rstrip() for entry in suite.attack]
         facts = {"suite": suite.name, "summary": suite.description, "attacks": attacks}
         return facts if suite.corruptions is None else {**facts, "corruptions": _asked(suite.corruptions)}
-    if (corruption := _corruption(name)) is not None:
-        return corruption
+    if (found := _corruption(name) or _guard(name)) is not None:
+        return found
     attacks_known = all_attacks()
     if name not in attacks_known and ":" not in name:
         known = [
             *attacks_known,
-            *(row["name"] for row in _corruptions()),
+            *(row["name"] for row in [*_corruptions(), *_table("guards")]),
             *suite_names(),
             *BUILTIN_TARGETS,
             *CODES,
@@ -143,6 +150,27 @@ def _corruption(name: str) -> dict[str, Any] | None:
         facts = {"transformations": name, "summary": found.summary, "reference": found.reference}
         return {**facts, "options": options}
     return None
+
+
+def _guard(name: str) -> dict[str, Any] | None:
+    from ..guards import all_guards, reference_of, summary_of
+    from ..registry import parameters_of
+
+    if (kind := all_guards().get(name)) is None:
+        return None
+    does = [
+        text
+        for holds, text in (
+            (kind.fits, "is fitted on clean data"),
+            (kind.rejects, "may reject an input"),
+            (kind.random, "draws random numbers"),
+            (kind.certifies, "certifies"),
+        )
+        if holds
+    ]
+    options = [f"{option}: {type_} = {default!r}" for option, type_, default in parameters_of(kind)]
+    facts = {"guard": name, "summary": summary_of(kind), "reference": reference_of(kind)}
+    return {**facts, **({"it": ", ".join(does)} if does else {}), "options": options}
 
 
 def _asked(settings: CorruptionSettings) -> list[str]:

@@ -142,7 +142,7 @@ def _from_file(path: Path) -> Target:
         threats = tuple(parse_threat(threat).within(inputs) for threat in file.stress.threats)
     except InputError as error:
         raise InputError(f"{path}: stress.threats: {error}") from None
-    model = _model(file, inputs, base)
+    model = _guarded(file, _model(file, inputs, base), path, base)
     data, class_names = _data(file, inputs, base)
     try:
         parse_goals(file.stress.goals, class_names)
@@ -184,6 +184,18 @@ def _model(file: TargetFile, inputs: InputSpec, base: Path) -> Model:
     if settings.weights is not None:
         load_weights(module, base / settings.weights)
     return Classifier(module, inputs=inputs, classes=settings.classes, outputs=settings.outputs)
+
+
+def _guarded(file: TargetFile, model: Model, path: Path, base: Path) -> Model:
+    from .guarding import guarded, guarded_from
+
+    table = file.guards
+    if table is None:
+        return model
+    try:
+        return guarded_from(base / table.saved, model) if table.saved else guarded(model, table, base)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def _twin(file: TargetFile, inputs: InputSpec, base: Path) -> Classifier | None:

@@ -87,6 +87,27 @@ class StressTable(Frozen):
     eot: int | None = Field(default=None, ge=1, le=10**4)
 
 
+class GuardsTable(Frozen):
+    """The [guards] table: what stands before the model, in order, or a file that holds it."""
+
+    use: list[dict[str, Any]] = Field(default_factory=list)
+    """Each with the name of a guard under "guard", and its options."""
+    fit: Text | None = None
+    """An .npz file of clean inputs, for guards that learn from them: none of the test data."""
+    x: Text = "x"
+    y: Text = "y"
+    saved: Text | None = None
+    """What `Guarded.save` wrote: the guards, what they have learned, and the weights of the model."""
+
+    @pydantic.model_validator(mode="after")
+    def _one_source(self) -> GuardsTable:
+        if bool(self.use) == (self.saved is not None):
+            raise ValueError("it takes exactly one of use and saved")
+        if self.saved is not None and self.fit is not None:
+            raise ValueError("fit goes with use; a saved file holds what was learned")
+        return self
+
+
 class TargetFile(Frozen):
     """A target file, schema version 1; paths in it are relative to its own folder."""
 
@@ -95,6 +116,7 @@ class TargetFile(Frozen):
     inputs: dict[str, Any]
     """The attributes of `InputSpec`; features may be given by name where indices are wanted."""
     data: DataTable
+    guards: GuardsTable | None = None
     stress: StressTable = StressTable()
     gate: dict[str, str] = Field(default_factory=dict)
     """Figure to condition, as in {"evasion": ">= 40"}."""
@@ -108,6 +130,12 @@ class TargetFile(Frozen):
                     f"{figure} takes a comparison and a number, as in '>= 40', not {condition[:40]!r}"
                 )
         return gate
+
+    @pydantic.model_validator(mode="after")
+    def _weights_once(self) -> TargetFile:
+        if self.guards is not None and self.guards.saved is not None and self.model.weights is not None:
+            raise ValueError("guards.saved holds the weights; drop model.weights")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _names_match(self) -> TargetFile:
