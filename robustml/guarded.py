@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .classifier import Classifier, Model
 from .errors import InputError, brief
 from .files import write_atomic
-from .guards import Guard, find_guard, through
+from .guards import Answers, Guard, find_guard, through
 from .inputs import InputSpec
 from .registry import Access
 
@@ -23,19 +23,6 @@ __all__ = ["Guarded"]
 
 _SCHEMA = "robustml.guarded/1"
 _FAR = 1e4
-
-
-class _Remembered:
-    """A model that does not answer twice for the very same tensor, which detectors and the end ask about."""
-
-    def __init__(self, model: Model) -> None:
-        self._model = model
-        self._last: tuple[Tensor, Tensor] | None = None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if self._last is None or self._last[0] is not x:
-            self._last = (x, self._model(x))
-        return self._last[1]
 
 
 class Guarded(Classifier):
@@ -66,6 +53,7 @@ class Guarded(Classifier):
             if not isinstance(given, Guard):
                 raise InputError(f"guards holds {brief(given)}, which is not a Guard")
             given.attach(model.inputs)
+        Answers(model, [name for given in guards for name in given.layers])  # refuses unknown ones at once
         self.model = model
         self.guards = nn.ModuleList(guards)
         self.inputs, self.classes, self.outputs = model.inputs, model.classes, model.outputs
@@ -97,7 +85,7 @@ class Guarded(Classifier):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (n, classes), or (n, classes + 1) if it `rejects`, for a batch (n, *shape)."""
-        ask = _Remembered(self.model)
+        ask = self._ask()
         scores = []
         for each in self._guards():
             if each.rejects:
@@ -117,9 +105,12 @@ class Guarded(Classifier):
             assert isinstance(each, Guard)
             yield each
 
+    def _ask(self) -> Answers:
+        return Answers(self.model, [name for each in self._guards() for name in each.layers])
+
     def rejections(self, x: Tensor) -> dict[str, Tensor]:
         """The score of each guard that rejects, above 0 where it does: (n,) by the place and name of it."""
-        ask, found = _Remembered(self.model), {}
+        ask, found = self._ask(), {}
         with torch.no_grad():
             for place, each in enumerate(self._guards()):
                 if each.rejects:
