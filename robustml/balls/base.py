@@ -95,7 +95,7 @@ class Ball(ABC):
         return torch.clamp(self.x + self._unscaled(delta), self.lower, self.upper)
 
     def room(self) -> tuple[Tensor, Tensor]:
-        """The lowest and the highest value of each entry of a `delta`, not to be written to: (n, features)."""
+        """The lowest and the highest value of each entry of a `delta`, to be read only: (n, features)."""
         if self._room is None:
             self._room = self.delta(self.lower), self.delta(self.upper)
         return self._room

@@ -26,28 +26,42 @@ def scaled(delta: Tensor, low: Tensor, high: Tensor, radius: Tensor | float) -> 
         high: Highest value of each feature, at least 0, perhaps infinite (n, features).
         radius: Of the ball, at least 0; one, or one per row (n, 1).
     """
-    unit = radius.clamp_min(_TINY) if isinstance(radius, Tensor) else radius
+    unit = radius.clamp_min(_TINY) if isinstance(radius, Tensor) else delta.new_full((len(delta), 1), radius)
     out = torch.clamp(delta, low, high)
     excess = _norm(out) / unit
-    fits = excess <= 1
-    # Waiting for the device would cost more than the rounds that it saves.
-    waits = delta.device.type == "cpu"
-    if waits and bool(fits.all()):
-        return out
-    precision = _ROUNDING * torch.finfo(delta.dtype).eps
     # At this factor it is too long, if at all: what is clipped already is not shortened as much as the rest.
     at = excess.clamp_min(1).reciprocal_()
-    factor, free = torch.empty_like(at), torch.empty_like(out)
-    for _ in range(_ROUNDS):
+    if delta.device.type != "cpu":
+        return _closing_in(delta, low, high, unit, at, _ROUNDS)
+    # Asking costs nothing here, and few rows may be left that need the work.
+    rows = (excess > 1).nonzero()[:, 0]
+    if 2 * len(rows) > len(out):
+        return _closing_in(delta, low, high, unit, at, _ROUNDS)
+    if len(rows):
+        part = (whole.index_select(0, rows) for whole in (delta, low, high, unit, at))
+        out.index_copy_(0, rows, _closing_in(*part, _ROUNDS))
+    return out
+
+
+def _closing_in(delta: Tensor, low: Tensor, high: Tensor, unit: Tensor, at: Tensor, rounds: int) -> Tensor:
+    """The rounds of Newton's method from a factor (n, 1) on, and the point that it ends at."""
+    precision = _ROUNDING * torch.finfo(delta.dtype).eps
+    out, free = torch.empty_like(delta), torch.empty_like(delta)
+    for turn in range(1, rounds + 1):
         torch.clamp(torch.mul(delta, at, out=free), low, high, out=out)
         square = (_norm(out) / unit).square_()
-        done = fits | ((square - 1).abs_() <= precision)
-        if waits and bool(done.all()):
+        done = ((square - 1).abs_() <= precision) | ((at >= 1) & (square <= 1))
+        rows = (~done).nonzero()[:, 0] if delta.device.type == "cpu" else None
+        if rows is not None and not len(rows):
             break
         # A comparison that writes numbers: choosing by a mask costs many times as much.
         moving = (_norm(torch.eq(out, free, out=free).mul_(out)) / unit).square_()
-        torch.sqrt((1 + (1 - square) / moving).clamp_min_(_LEAST), out=factor)
+        factor = (1 + (1 - square) / moving).clamp_min_(_LEAST).sqrt_()
         at = torch.where(done, at, at * factor)
+        if rows is not None and turn < rounds and 2 * len(rows) <= len(out):
+            part = (whole.index_select(0, rows) for whole in (delta, low, high, unit, at))
+            rest = _closing_in(*part, rounds - turn)
+            return out.mul_(square.clamp_min_(1).rsqrt_()).index_copy_(0, rows, rest)
     # Scaling down stays in the box.
     return out.mul_(square.clamp_min_(1).rsqrt_())
 

@@ -25,17 +25,24 @@ def soft_threshold(size: Tensor, room: Tensor, radius: Tensor) -> Tensor:
         room: How much may be left of each feature at most, at least 0, perhaps infinite (n, features).
         radius: Of the ball, at least 0 (n, 1).
     """
-    low, high = torch.zeros_like(radius), size.amax(1, keepdim=True)
-    at = low
+    start = torch.zeros_like(radius)
+    return _closing_in(size, room, radius, start, start, size.amax(1, keepdim=True), _ROUNDS)
+
+
+def _closing_in(
+    size: Tensor, room: Tensor, radius: Tensor, at: Tensor, low: Tensor, high: Tensor, rounds: int
+) -> Tensor:
+    """The rounds of the search from a threshold on, within its bracket; all of them are (n, 1)."""
     precision = _ROUNDING * torch.finfo(size.dtype).eps
     left, free = torch.empty_like(size), torch.empty_like(size)
-    done = torch.minimum(size, room).sum(1, keepdim=True) <= radius
-    for _ in range(_ROUNDS):
+    done = torch.zeros_like(at, dtype=torch.bool)
+    for turn in range(1, rounds + 1):
         torch.sub(size, at, out=left).clamp_min_(0)
         excess = torch.minimum(left, room, out=free).sum(1, keepdim=True) - radius
-        done = done | (excess.abs() <= precision * radius)
-        # Waiting for the device would cost more than the rounds that it saves.
-        if size.device.type == "cpu" and bool(done.all()):
+        done = done | (excess.abs() <= precision * radius) | ((at <= 0) & (excess <= 0))
+        # Asking costs nothing here; elsewhere it would cost more than the rounds that it saves.
+        rows = (~done).nonzero()[:, 0] if size.device.type == "cpu" else None
+        if rows is not None and not len(rows):
             return at
         above = excess > 0
         low, high = torch.where(above, at, low), torch.where(above, high, at)
@@ -49,6 +56,10 @@ def soft_threshold(size: Tensor, room: Tensor, radius: Tensor) -> Tensor:
         at = torch.where(still, at * (1 + precision), at)
         inside = (newton > low) & (newton < high) & (moving > 0)
         at = torch.where(done, at, torch.where(inside, newton, (low + high) / 2))
+        if rows is not None and turn < rounds and 2 * len(rows) <= len(at):
+            rows = (~done).nonzero()[:, 0]
+            part = (whole.index_select(0, rows) for whole in (size, room, radius, at, low, high))
+            return at.index_copy_(0, rows, _closing_in(*part, rounds - turn))
     return torch.where(done, at, high)
 
 
