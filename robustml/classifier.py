@@ -108,7 +108,7 @@ class Classifier(nn.Module, Model):
             raise InputError(
                 f"module returned {kind}; it must return one tensor of floating-point {self.outputs}"
             )
-        return _as_logits(raw, self.outputs, (len(x), self.classes), "module")
+        return _as_logits(raw, self.outputs, (x.shape[0], self.classes), "module")
 
     def __call__(self, x: Tensor, /) -> Tensor:
         logits: Tensor = super().__call__(x)

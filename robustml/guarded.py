@@ -197,6 +197,8 @@ class Guarded(Classifier):
                 find_guard(entry["guard"]).restored(entry["options"], learned.get(str(place), {}))
                 for place, entry in enumerate(about["guards"])
             ]
+            if strays := set(learned) - {str(place) for place in range(len(guards))}:
+                raise InputError(f"{source} is damaged: nothing is said of guards.{min(strays)}")
         except (KeyError, TypeError, AttributeError):
             raise InputError(f"{source} is damaged: its description of the guards is incomplete") from None
         return cls(model, guards)

@@ -178,7 +178,9 @@ class Guard(nn.Module):
     @property
     def options(self) -> dict[str, Any]:
         """What it was constructed with."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        parameters = inspect.signature(type(self)).parameters.values()
+        named = [p.name for p in parameters if p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}]
+        return {name: getattr(self, name) for name in named}
 
     @property
     def learned(self) -> dict[str, Tensor]:
