@@ -377,6 +377,12 @@ def options_model(function: Callable[..., Any], name: str) -> type[pydantic.Base
         for option, (hint, parameter) in _option_parameters(function).items()
     }
     takes_more = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
-    config = pydantic.ConfigDict(extra="allow" if takes_more else "forbid", strict=True, allow_inf_nan=False)
+    config = pydantic.ConfigDict(
+        extra="allow" if takes_more else "forbid",
+        strict=True,
+        allow_inf_nan=False,
+        # Python users may pass objects where a file holds plain data.
+        arbitrary_types_allowed=True,
+    )
     model: type[pydantic.BaseModel] = pydantic.create_model(name, __config__=config, **options)
     return model
