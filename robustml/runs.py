@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from . import __version__
+from .certificates import uncertified
 from .data import Dataset
 from .errors import InputError, brief
 from .goals import choose_rows, parse_goals
@@ -144,6 +145,7 @@ def make_plan(
         max_passes=max_passes,
         goals=list(goals.texts),
         guards=model.describe() if isinstance(model, Guarded) else [],
+        certifies=uncertified(model) is None,
         rejects=model.rejects,
         randomness=randomness,
         twin_sha256=target.twin.fingerprint() if target.twin is not None else None,

@@ -19,6 +19,7 @@ from ..stress.plan import Plan, Stage, curve_budgets
 from ..stress.probing import PROBED
 from ..stress.suite import AttackEntry
 from ..threats import Threat
+from .certified import certificates_of, certified_curve, proven_share
 from .corruption_parts import Corruptions
 from .corruptions import corruption_doubts, corruption_score, corruptions_of, weakest
 from .gallery import most_fragile
@@ -96,6 +97,7 @@ def build_report(plan: Plan, folder: RunFolder, data: Dataset, *, created: str |
         goals=plan.aims.named(plan.class_names),
         randomness=_randomness(ledger),
         guards=guards_of(ledger),
+        certificates=certificates_of(ledger),
         clean=Clean(accuracy=clean, per_class=_per_class(ledger, None)),
         threats=threats,
         corruptions=corruptions,
@@ -135,16 +137,18 @@ def _threat(ledger: Ledger, threat: Threat, folder: RunFolder, data: Dataset) ->
         if totals.stage.of == threat.name and totals.stage.kind == "attack"
     )
     upper = share_of(ledger.plan, int(standing.sum())) if measured else None
+    lower = proven_share(ledger, threat)
     return ThreatResult(
         name=threat.name,
         norm=threat.norm,
         eps=threat.eps,
         adaptive=True,
-        robust_accuracy=Bounds(upper=upper),
-        undecided=upper.value if upper else None,
+        robust_accuracy=Bounds(upper=upper, lower=lower),
+        undecided=(upper.count - (lower.count if lower else 0)) / upper.total if upper else None,
         unaware=unaware_of(ledger, threat),
         attacks=attacks,
         curve=_curve(ledger, threat) if measured else [],
+        certified=certified_curve(ledger, threat),
         per_class=_per_class(ledger, standing) if measured else [],
         diagnostics=[
             Diagnostic(

@@ -20,6 +20,8 @@ from .corruption_parts import CorruptionResult, Corruptions, MeanEstimate, Sever
 from .parts import (
     AttackResult,
     Bounds,
+    Certificates,
+    CertifiedPoint,
     Change,
     ClassResult,
     Clean,
@@ -50,6 +52,8 @@ __all__ = [
     "SCHEMA",
     "AttackResult",
     "Bounds",
+    "Certificates",
+    "CertifiedPoint",
     "Change",
     "ClassResult",
     "Clean",
@@ -111,6 +115,8 @@ class Report(Frozen):
     """None for a model that answers alike when asked again."""
     guards: Guards | None = None
     """None for a model without guards."""
+    certificates: Certificates | None = None
+    """None for a model that has none."""
     clean: Clean
     threats: list[ThreatResult]
     corruptions: Corruptions | None = None

@@ -15,6 +15,8 @@ from ..schema import Frozen
 __all__ = [
     "AttackResult",
     "Bounds",
+    "Certificates",
+    "CertifiedPoint",
     "Change",
     "ClassResult",
     "Clean",
@@ -216,6 +218,34 @@ class CurvePoint(Frozen):
     robust_accuracy: Estimate
 
 
+class CertifiedPoint(Frozen):
+    """Certified accuracy at one budget: the share of samples that no perturbation within it can break."""
+
+    eps: float = Field(ge=0)
+    certified_accuracy: Estimate
+
+
+class Certificates(Frozen):
+    """How the certificates were drawn that bound robust accuracy from below."""
+
+    select: int = Field(ge=1)
+    """Draws that chose the class of a sample."""
+    draws: int = Field(ge=1)
+    """Draws that bounded its probability."""
+    confidence: float = Field(gt=0, lt=1)
+    """Of all certificates together: that not one of them is wrong."""
+    attempted: Count
+    """Samples that were classified correctly, and so were to be certified."""
+    certified: Count
+    """Those with a radius above 0."""
+    abstained: Count
+    """Those of which nothing can be said; they count as errors, as do those certified with a wrong label."""
+    median_radius: float | None = Field(ge=0)
+    """Over the certified ones, in L2 and in units of `eps`."""
+    passes: Count
+    """Forward passes, over all samples."""
+
+
 class Diagnostic(Frozen):
     """A check of whether the figures can be believed."""
 
@@ -308,6 +338,8 @@ class ThreatResult(Frozen):
     """Beside it: attackers who do not know of the guards; None for a model without any."""
     attacks: list[AttackResult]
     curve: list[CurvePoint]
+    certified: list[CertifiedPoint] = []
+    """The curve from below; empty for a model without certificates."""
     per_class: list[ClassResult]
     diagnostics: list[Diagnostic]
     outcomes: str

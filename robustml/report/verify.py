@@ -315,7 +315,7 @@ def _disagreement(plan: Plan, again: Record, stored: Record) -> str | None:
         more = ", …" if len(differing) > 5 else ""
         return f"samples {', '.join(_sample(plan, position) for position in differing[:5])}{more}"
     counts = ("attempted", "rescued", "unconfirmed", "forward", "backward", "checks")
-    figures = ("status", *counts, "facts", "labels", "choices", "queries")
+    figures = ("status", *counts, "facts", "labels", "radii", "choices", "queries")
     return ", ".join(name for name in figures if getattr(again, name) != getattr(stored, name)) or None
 
 

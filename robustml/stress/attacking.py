@@ -143,12 +143,14 @@ class Rows:
     Attributes:
         lead: What the model answered at first about each correct one, for probes: the margin of the label.
         aside: The same for a random point of its ball.
+        radius: The certified radius of each correct one, for what is held against it.
     """
 
     correct: np.ndarray[Any, Any]
     standing: np.ndarray[Any, Any]
     lead: np.ndarray[Any, Any] | None = None
     aside: np.ndarray[Any, Any] | None = None
+    radius: np.ndarray[Any, Any] | None = None
 
     def first(self, samples: int) -> Rows:
         """Only those among the first samples of the plan."""

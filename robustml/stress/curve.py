@@ -38,7 +38,7 @@ def known_points(ledger: Ledger, folder: RunFolder, data: Dataset, stage: Stage,
     Raises:
         InputError: if the evidence cannot be read.
     """
-    if not stage.nearest or stage.threat is None:
+    if not (stage.nearest or stage.kind == "contradiction") or stage.threat is None:
         return None
     positions = ledger.rows(stage, chunk).standing
     x = data.x[np.asarray(ledger.plan.ids)[positions]].copy()

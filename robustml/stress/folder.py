@@ -64,6 +64,8 @@ class Record(Frozen):
     """Clean pass of a randomized model: the share of each sample's draws that differ from most of them."""
     choices: list[Annotated[int, Ge(-1)]] = []
     """Search for the worst transformation only: the place of the one that broke each sample, -1 for none."""
+    radii: list[Annotated[float, Ge(0)]] = []
+    """Certificates only: the certified L2 radius of each of `labels`, 0 where the label is -1 (abstained)."""
     evidence: str | None = None
     sha256: str | None = None
 

@@ -12,6 +12,7 @@ from ..balls import TOLERANCE
 from ..errors import InputError
 from ..threats import Threat
 from .attacking import Rows
+from .certifying import CERTIFYING, Certified
 from .corrupting import CORRUPTING, Corrupted
 from .folder import Record
 from .plan import Plan, Stage, stages
@@ -59,6 +60,7 @@ class Ledger:
         elsewhere: For each threat model, how many samples the stages of others broke within its budget.
         overlooked: Those of them that its own suite had left standing.
         corrupted: What corruptions and transformations did.
+        certified: The radii that the model certifies.
 
     Raises:
         InputError: if a record does not fit the plan or claims what cannot be.
@@ -77,6 +79,7 @@ class Ledger:
         self.overlooked = dict(self.elsewhere)
         self._aside = {threat.name: np.full(plan.samples, np.nan) for threat in plan.bound_threats}
         self.corrupted = Corrupted(plan, self.stages)
+        self.certified = Certified(plan)
         by_unit: dict[tuple[str, int], list[Record]] = defaultdict(list)
         for record in records:
             if record.stage not in self.totals or record.chunk >= plan.chunks:
@@ -98,14 +101,28 @@ class Ledger:
         """Whether each sample is correct and not known to break within a budget: bool (n,)."""
         return self.correct & (self.eps[norm] > eps)
 
+    def proven(self, threat: Threat) -> np.ndarray[Any, Any]:
+        """Whether each sample is certified within a threat model: bool (n,).
+
+        A counterexample in hand is believed before a certificate, so no sample counts that is known to break.
+        """
+        proven: np.ndarray[Any, Any] = self.certified.covers(threat) & self.standing(threat.norm, threat.eps)
+        return proven
+
     def rows(self, stage: Stage, chunk: int) -> Rows:
         """The positions of a chunk that a stage has to look at, as things stand."""
         positions = self.plan.positions(chunk)
         if stage.kind in CORRUPTING:
             return self.corrupted.rows(stage, positions, self.correct)
-        if stage.threat is None:
+        if stage.kind == "clean":
             return Rows(positions, positions)
         correct = positions[self.correct[positions]]
+        if stage.threat is None:
+            return Rows(correct, correct)
+        if stage.kind == "contradiction":
+            radius = self.certified.radius[correct]
+            broken = np.isfinite(self.eps[stage.threat.norm][correct]) & (radius > 0)
+            return Rows(correct[broken], correct[broken], radius=radius[broken])
         if stage.nearest:
             return Rows(correct, correct)
         standing = correct[self.eps[stage.threat.norm][correct] > stage.threat.eps]
@@ -116,7 +133,7 @@ class Ledger:
         if stage.skipped is not None:
             return 0
         rows = self.rows(stage, chunk)
-        if stage.kind in {"clean", "attack", "curve", "oblivious"} | CORRUPTING:
+        if stage.kind in {"clean", "attack", "curve", "oblivious"} | CORRUPTING | CERTIFYING:
             return len(rows.standing)
         return len(rows.first(self.plan.suite.diagnostics.samples).correct)
 
@@ -152,6 +169,10 @@ class Ledger:
                 )
             self.predicted[expected.correct] = record.labels
             self.clean_margin[expected.correct] = record.margins
+            return
+        if total.stage.kind in CERTIFYING:
+            if total.stage.kind == "certificate":
+                self.certified.take(expected, record, self.labels)
             return
         if total.stage.kind == "before":
             few = expected.first(self.plan.suite.diagnostics.samples).correct

@@ -41,6 +41,8 @@ Kind = Literal[
     "before",
     "oblivious",
     "components",
+    "certificate",
+    "contradiction",
 ]
 
 
@@ -81,6 +83,8 @@ class Plan(Frozen):
     """What stands before the model: the name and the options of each guard, in order."""
     rejects: bool = False
     """Whether one of them may reject an input."""
+    certifies: bool = False
+    """Whether the first of them certifies radii, and nothing behind it is in the way of that."""
     twin_sha256: str | None = None
     """Digest of the undefended or earlier model whose adversarial inputs are tried, if one was given."""
     gate: dict[str, str] = {}
@@ -145,9 +149,15 @@ def stages(plan: Plan) -> list[Stage]:
     """The stages of a plan in the order in which they run."""
     return [
         Stage("clean", "clean"),
+        *_certificate_stage(plan),
         *(stage for threat in plan.bound_threats for stage in _threat_stages(plan, threat)),
         *_corruption_stages(plan),
     ]
+
+
+def _certificate_stage(plan: Plan) -> Iterator[Stage]:
+    if plan.certifies and plan.suite.certificates.draws:
+        yield Stage("certificate", "certificate")
 
 
 def _corruption_stages(plan: Plan) -> Iterator[Stage]:
@@ -193,6 +203,8 @@ def _threat_stages(plan: Plan, threat: Threat) -> Iterator[Stage]:
     if plan.randomness is not None and is_wanted(plan.suite, "randomness"):
         yield Stage(f"{name}/randomness", "randomness", threat, name)
     yield from _curve_stages(plan, threat)
+    if any(_certificate_stage(plan)) and is_wanted(plan.suite, "contradiction"):
+        yield Stage(f"{name}/contradiction", "contradiction", threat, name)
     yield from _looking_probes(plan, threat)
 
 

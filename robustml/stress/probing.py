@@ -23,6 +23,7 @@ PROBED: dict[str, frozenset[str]] = {
     "state": frozenset({"D06"}),
     "randomness": frozenset({"D15"}),
     "components": frozenset({"D16"}),
+    "contradiction": frozenset({"D23"}),
 }
 """The kinds of stages that are there for diagnostics alone, and the codes that each of them serves."""
 

@@ -17,6 +17,7 @@ from ..schema import Frozen, validated
 
 __all__ = [
     "AttackEntry",
+    "CertificateSettings",
     "CorruptionSettings",
     "Curve",
     "DiagnosticSettings",
@@ -107,6 +108,20 @@ class CorruptionSettings(Frozen):
         return self
 
 
+class CertificateSettings(Frozen):
+    """How much a certificate costs, for a model that has one."""
+
+    draws: Annotated[int, Ge(0), Le(1_000_000)] = 1000
+    """Draws that bound the probability of a sample's class; 0 for no certificates."""
+    select: Annotated[int, Ge(1), Le(1_000_000)] = 100
+    """Draws before them that choose the class."""
+
+    @property
+    def cost(self) -> int:
+        """Forward passes per sample."""
+        return self.select + self.draws
+
+
 class Suite(Frozen):
     """An ordered list of attacks, from cheap to strong, and what is measured beside them."""
 
@@ -117,6 +132,7 @@ class Suite(Frozen):
     curve: Curve = Curve()
     diagnostics: DiagnosticSettings = DiagnosticSettings()
     corruptions: CorruptionSettings | None = None
+    certificates: CertificateSettings = CertificateSettings()
 
     @field_validator("attack")
     @classmethod

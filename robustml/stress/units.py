@@ -15,6 +15,7 @@ from ..guarded import Guarded
 from ..losses import is_wrong, margin
 from ..registry import Access, find_attack
 from .attacking import Bench, Limits, Outcome, Rows, run_attack
+from .certifying import certify, recount
 from .corrupting import CORRUPTING, corrupt, search
 from .curve import Known, nearer
 from .folder import Evidence, Record
@@ -55,6 +56,11 @@ def run_unit(
         elif stage.kind in CORRUPTING:
             work = corrupt if stage.kind == "corruption" else search
             record, evidence = work(bench, stage, chunk, rows, limits), None
+        elif stage.kind == "certificate":
+            record, evidence = certify(bench, stage, chunk, rows, limits), None
+        elif stage.kind == "contradiction":
+            assert known is not None
+            record, evidence = recount(bench, stage, chunk, rows, limits, known), None
         elif stage.kind == "oblivious":
             record, evidence = PROBES[stage.kind](bench, stage, chunk, rows, Limits(on_pass=limits.on_pass))
         else:

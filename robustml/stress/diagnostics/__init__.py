@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from ...threats import Threat
 from ..ledger import Ledger
+from .certificates import contradiction
 from .codes import CODES, Code
 from .effort import black_box, complete_optimization, doubled_effort, transfer
 from .evidence import confirmed, output_form, silent
@@ -46,6 +47,7 @@ _JUDGES: dict[str, Callable[[Ledger, Threat], Finding]] = {
     "D20": roughness,
     "D21": complete_record,
     "D22": surrogates,
+    "D23": contradiction,
 }
 
 

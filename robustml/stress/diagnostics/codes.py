@@ -221,4 +221,16 @@ CODES = {
         remedy='Attack with gradient = "smooth" or with the attack relay, as the built-in suites do. What '
         "only the stand-ins break is broken all the same: masking is no defense.",
     ),
+    "D23": Code(
+        title="certificates against attacks",
+        critical=True,
+        threshold="fails at any certified sample that an attack broke within its radius and that loses the "
+        "recount, too; warns where it only lost the vote",
+        meaning="Within a certified radius nothing can change the answer of the smoothed classifier. What "
+        "broke there is asked about again, with as many fresh draws as a certificate takes. A label that is "
+        "surely no majority among them refutes the certificate; otherwise the few draws of the vote were "
+        "luck. Neither counts as certified.",
+        remedy="After a failure trust no certificate of this model: what is behind the noise is not the same "
+        "function at each call, or the noise is not what it says. After a warning raise draws.",
+    ),
 }
