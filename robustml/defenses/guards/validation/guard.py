@@ -43,7 +43,7 @@ class Validate(Guard):
             "clip" each value to the nearest that is allowed. What cannot be clipped is still refused by
             `check`; the distance to the training data is not looked at then.
         discrete: Whether values of whole-numbered features, levels and one-hot groups are checked.
-        margin: By how much of its training range a feature may lie beyond it. Fresh clean inputs do, a little.
+        margin: By how much of its training range a feature may lie beyond it, as fresh clean inputs do.
         fpr: The rate at which the distance to the training data may reject clean inputs; 0 switches it off.
         rank: How many directions of that distance have a variance of their own.
         extra: What to do about columns that no feature is called after.
@@ -255,12 +255,15 @@ class Validate(Guard):
             RefusedInput: in mode "raise", if anything is refused; it says why for each.
             InputError: before the guard knows its inputs; nothing else, whatever comes.
         """
-        self._ready()
-        entry = self._door().enter(raw)
-        result = self._judged(entry)
+        result = self.examine(raw)
         if self.mode == "raise" and result.refusals:
             raise RefusedInput(result.refusals)
         return result
+
+    def examine(self, raw: Any) -> Checked:
+        """The same as `check`, without raising what is refused in mode "raise"."""
+        self._ready()
+        return self._judged(self._door().enter(raw))
 
     def _door(self) -> Door:
         assert self.inputs is not None

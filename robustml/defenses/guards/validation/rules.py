@@ -71,7 +71,7 @@ class Rules:
         if groups == flat.shape[1]:
             worst = (torch.maximum(low - flat, flat - high) / width).amax(1)
         else:
-            # One limit for many features: the extremes say it all. (aminmax is ten times slower than the two.)
+            # One limit for many features: the extremes say it all; aminmax is ten times slower.
             grouped = flat.view(len(flat), groups, flat.shape[1] // groups)
             least, most = grouped.amin(2), grouped.amax(2)
             worst = (torch.maximum(low - least, most - high) / width).amax(1)
