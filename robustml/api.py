@@ -13,17 +13,16 @@ import numpy as np
 import torch
 
 from .classifier import Classifier, Model
-from .data import Dataset, as_dataset
-from .data.gathering import Array, gather
+from .data import as_dataset
 from .errors import InputError, brief
 from .goals import parse_goals
 from .inputs import InputSpec
 from .progress import display_for
 from .report.model import Report
 from .runs import DEFAULT_BATCH, run_target, save_report
-from .stress.admission import infer_classes
 from .targets import Target
 from .threats import Threat, parse_threat
+from .wrapping import collected, wrapped
 
 __all__ = ["stress_test", "target_of"]
 
@@ -184,8 +183,8 @@ def target_of(
         InputError: if something cannot be inferred or used.
     """
     if not isinstance(model, Model):
-        data = _collected(data, np.dtype(inputs.dtype if inputs else "float32"))
-        model = _wrapped(model, data[0], inputs)
+        data = collected(data, np.dtype(inputs.dtype if inputs else "float32"))
+        model = wrapped(model, data[0], inputs)
     elif inputs is not None and inputs != model.inputs:
         raise InputError("inputs differs from the specification that the model already has; give one of them")
     with torch.random.fork_rng(devices=[]):
@@ -199,39 +198,3 @@ def target_of(
     if len(names) != model.classes:
         raise InputError(f"class_names has {len(names)} names for {model.classes} classes")
     return Target(name=str(name), model=model, model_name=str(name), data=dataset, class_names=names)
-
-
-def _collected(data: Any, dtype: np.dtype[Any]) -> tuple[Array, Array]:
-    """The data as arrays, read once: an iterator has nothing left for a second look."""
-    if isinstance(data, Dataset):
-        return data.x, data.y
-    with torch.random.fork_rng(devices=[]):
-        return gather(data, dtype)
-
-
-def _wrapped(model: Any, x: Array, inputs: InputSpec | None) -> Classifier:
-    if not isinstance(model, torch.nn.Module):
-        raise InputError(
-            f"model is {type(model).__name__}; give a torch.nn.Module, a Classifier or a BlackBox"
-        )
-    if not x.size or x.ndim < 2 or x.dtype.kind not in "fiub":
-        raise InputError(
-            f"x has shape {x.shape} and type {x.dtype}; one row of real numbers per sample is wanted"
-        )
-    if inputs is None:
-        low, high = float(x.min()), float(x.max())
-        if not (np.isfinite(low) and np.isfinite(high)):
-            bad = ~np.isfinite(x).reshape(len(x), -1).all(1)
-            raise InputError(
-                f"x has NaN or infinity in {int(bad.sum())} samples, the first is x[{int(bad.argmax())}]"
-            )
-        if x.dtype != np.uint8 and not (low >= 0 and high <= 1):
-            raise InputError(
-                f"x has values from {low:g} to {high:g}; say what is valid with "
-                f"inputs=InputSpec(shape={x.shape[1:]}, bounds=(lowest, highest))"
-            )
-        inputs = InputSpec(shape=x.shape[1:])
-    probe = (x[:2] / (255 if x.dtype == np.uint8 else 1)).astype(inputs.dtype)
-    if probe.size != len(probe) * inputs.size:
-        raise InputError(f"x has shape {x.shape}; (n, {', '.join(map(str, inputs.shape))}) is wanted")
-    return Classifier(model, inputs=inputs, classes=infer_classes(model, probe.reshape(-1, *inputs.shape)))

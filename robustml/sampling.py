@@ -8,13 +8,15 @@ hash, written in wrapping int64 tensor arithmetic: the same bits on every device
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-__all__ = ["Streams", "splitmix64"]
+__all__ = ["Streams", "seeded", "splitmix64"]
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer
 _MIX_A = -4658895280553007687  # 0xBF58476D1CE4E5B9
@@ -92,3 +94,17 @@ class Streams:
         """Draw integers from 0 to high - 1: int64 (n, *shape); `high` may differ per element."""
         unit = self.uniform(*shape, dtype=torch.float64)
         return (unit * high).to(torch.int64)
+
+
+@contextlib.contextmanager
+def seeded(device: torch.device, *key: object) -> Iterator[None]:
+    """While this lasts, torch's global random numbers are those of a key; then they are what they were."""
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
+    seed = int.from_bytes(digest, "little") >> 1
+    places = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(places):
+        torch.default_generator.manual_seed(seed)
+        if places:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,9 +13,10 @@ from ..data import Dataset
 from ..errors import InputError, RobustmlError
 from ..inputs import InputSpec
 from ..registry import Access
-from .randomized import Randomness, seeded
+from ..sampling import seeded
+from .randomized import Randomness
 
-__all__ = ["Admitted", "Finding", "admit", "infer_classes", "probe"]
+__all__ = ["Admitted", "Finding", "admit", "probe"]
 
 _PROBED = 16
 _ASKED = 5
@@ -186,33 +185,3 @@ def _gradient(model: Model, x: Tensor, y: Tensor) -> list[Finding]:
     if gradient is None or not bool(gradient.abs().sum() > 0):
         return [("gradient", "zero everywhere: gradient attacks are blind (D01 will fail)")]
     return [("gradient", f"reaches the input, largest entry {float(gradient.abs().max()):.3g}")]
-
-
-def infer_classes(module: torch.nn.Module, x: np.ndarray[Any, Any]) -> int:
-    """The number of classes of a bare module, from the width of its output on two samples.
-
-    Raises:
-        InputError: if the output is not one row of numbers per sample.
-    """
-    answer: Any
-    modes = [(layer, layer.training) for layer in module.modules()]
-    home = next((p.device for p in module.parameters()), torch.device("cpu"))
-    try:
-        module.eval()
-        with seeded(home, "admission"), torch.no_grad():
-            answer = module(torch.from_numpy(x[:2]).to(home))
-    except Exception as error:  # user code can raise anything
-        message = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"the model fails on a batch of shape {x[:2].shape} and type {x.dtype}: {message}"
-        ) from error
-    finally:
-        for layer, training in modes:
-            layer.training = training
-    if not isinstance(answer, Tensor) or answer.ndim != 2 or answer.shape[1] < 2:
-        shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-        raise InputError(
-            f"the model returns {shape} for {len(x[:2])} inputs; "
-            "wrap it in rml.Classifier(..., classes=..., outputs=...)"
-        )
-    return int(answer.shape[1])

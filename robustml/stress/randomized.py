@@ -8,9 +8,8 @@ state of the process stays as it was.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -21,12 +20,13 @@ from torch import Tensor
 from ..classifier import Model
 from ..losses import is_wrong, margin
 from ..registry import Access
+from ..sampling import seeded
 from ..schema import Frozen
 from ..surrogates import exact
 from .aiming import towards
 from .rejecting import accepted
 
-__all__ = ["CLEAN", "Averaged", "Randomness", "Seeded", "Votes", "seeded", "take_vote"]
+__all__ = ["CLEAN", "Averaged", "Randomness", "Seeded", "Votes", "take_vote"]
 
 # The shares of draws that an attack has to fool before it may rest: of those of its step, and then of as many
 # as vote outside. It tries often, so at the half that counts most of its successes would be luck.
@@ -48,20 +48,6 @@ class Randomness(Frozen):
     """Rows of one call share random numbers, so that copies of an input in one call are not fresh draws."""
     foreign: bool
     """Two calls with the same random numbers of torch differ: some come from elsewhere."""
-
-
-@contextlib.contextmanager
-def seeded(device: torch.device, *key: object) -> Iterator[None]:
-    """While this lasts, torch's global random numbers are those of a key; then they are what they were."""
-    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
-    seed = int.from_bytes(digest, "little") >> 1
-    places = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(places):
-        torch.default_generator.manual_seed(seed)
-        if places:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
 
 
 class Seeded(Model):
