@@ -1,11 +1,11 @@
 """What guards cost and what they are worth: `python benchmarks/guards.py`.
 
 Each guard stands alone before an undefended network, for MNIST and for the 8 by 8 digits that come with
-scikit-learn, and is stress-tested at two budgets. Printed are clean accuracy, the share of clean images that
-is rejected, how much of what fools the network without the guard it stops while the attacker does not know of
-it, robust accuracy under attackers who do not know of the guard and under those who do, and the time that a
-batch takes beside the bare network in the same run. Guards that learn are fitted on clean images that are
-neither trained nor tested on.
+scikit-learn, and is stress-tested at several budgets. Printed are clean accuracy, the share of clean images
+that is rejected, how much of what fools the network without the guard it stops while the attacker does not
+know of it, robust accuracy under attackers who do not know of the guard and under those who do, and the time
+that a batch takes beside the bare network in the same run. Guards that learn are fitted on clean images that
+are neither trained nor tested on.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from robustml.report.parts import ThreatResult
 from robustml.targets import load_target
 from robustml.targets.guarding import made
 
-EPS = {"mnist": (0.1, 0.2), "digits": (0.05, 0.1)}
+THREATS = {"mnist": ("linf:0.2", "l2:1.5", "l2:3"), "digits": ("linf:0.05", "linf:0.1")}
 FITTED = 2000
 GUARDS: dict[str, list[dict[str, Any]]] = {
     "none": [],
@@ -109,7 +109,7 @@ def row(name: str, guard: str, report: rml.Report, threat: ThreatResult) -> list
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(__doc__)
     data_option(parser)
-    parser.add_argument("--on", nargs="+", choices=list(EPS), default=list(EPS), help="default: both")
+    parser.add_argument("--on", nargs="+", choices=list(THREATS), default=list(THREATS), help="default: both")
     parser.add_argument("--guard", nargs="+", choices=list(GUARDS), metavar="NAME", help="default: all")
     parser.add_argument("--samples", type=positive, default=300)
     parser.add_argument("--suite", default="standard")
@@ -124,9 +124,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, bench in benches(given.on, given):
         for guard in given.guard or GUARDS:
             model = guarded(bench, GUARDS[guard])
-            threats = [rml.Linf(eps) for eps in EPS[name]]
             print(f"{name}: {guard}", file=sys.stderr)
-            report = rml.stress_test(model, bench.tested, threats=threats, suite=given.suite, select="first")
+            report = rml.stress_test(
+                model, bench.tested, threats=THREATS[name], suite=given.suite, select="first"
+            )
             for threat in report.threats:
                 line(row(name, guard, report, threat))
             for reason in report.distrust:

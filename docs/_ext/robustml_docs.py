@@ -74,6 +74,33 @@ def _corruptions() -> Iterator[str]:
         yield from _table(("option", "type", "default", "meaning"), options)
 
 
+def _guards() -> Iterator[str]:
+    from robustml.guards import all_guards, reference_of, summary_of
+    from robustml.registry import parameters_of
+
+    for name, kind in all_guards().items():
+        yield from (f"## `{name}`", "", summary_of(kind), "")
+        yield f"- In Python: `robustml.defenses.guards.{kind.__name__}`"
+        yield f"- Rejects inputs: {'yes' if kind.rejects else 'no'}"
+        learns = "always" if kind.fits else "on request" if hasattr(kind, "fit") else "no"
+        yield f"- Learns from clean data: {learns}"
+        yield f"- Draws random numbers: {'yes' if kind.random else 'no'}"
+        yield f"- Reference: {reference_of(kind)}"
+        yield ""
+        meanings = _options_of(kind)
+        rows = [
+            (
+                f"`{option}`",
+                f"`{kind_}`",
+                "" if default is inspect.Parameter.empty else f"`{default}`",
+                meanings.get(option, ""),
+            )
+            for option, kind_, default in parameters_of(kind)
+        ]
+        if rows:
+            yield from _table(("option", "type", "default", "meaning"), rows)
+
+
 def _options_of(function: Callable[..., Any]) -> dict[str, str]:
     """The Args section of a Google-style docstring."""
     text = (inspect.getdoc(function) or "").partition("Args:\n")[2]
@@ -186,5 +213,6 @@ _WRITERS: dict[str, Callable[[], Iterator[str]]] = {
     "cli": _cli,
     "corruptions": _corruptions,
     "diagnostics": _diagnostics,
+    "guards": _guards,
     "schema": _schema,
 }
