@@ -12,13 +12,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from .parts import CurvePoint
+from .parts import CertifiedPoint, CurvePoint
 from .text import estimate, number
 
 __all__ = ["security_curve"]
 
-_INK, _LINE, _MARK, _CHANCE = "#010203", "#040506", "#070809", "#0a0b0c"
-_COLORS = {_INK: "--muted", _LINE: "--accent", _MARK: "--ink", _CHANCE: "--warn"}
+_INK, _LINE, _MARK, _CHANCE, _PROVEN = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f"
+_COLORS = {_INK: "--muted", _LINE: "--accent", _MARK: "--ink", _CHANCE: "--warn", _PROVEN: "--good"}
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "robustml",
@@ -32,7 +32,15 @@ _STYLE: dict[str, Any] = {
 }
 
 
-def security_curve(points: Sequence[CurvePoint], *, eps: float, chance: float, name: str, title: str) -> str:
+def security_curve(
+    points: Sequence[CurvePoint],
+    *,
+    eps: float,
+    chance: float,
+    name: str,
+    title: str,
+    certified: Sequence[CertifiedPoint] = (),
+) -> str:
     """Draw robust accuracy against eps.
 
     Args:
@@ -41,6 +49,7 @@ def security_curve(points: Sequence[CurvePoint], *, eps: float, chance: float, n
         chance: What guessing would reach, in [0, 1], shown as a horizontal line.
         name: Prefix that keeps the ids of several charts on one page apart; letters and digits.
         title: What a screen reader says of the picture.
+        certified: Certified accuracy, by rising eps, shown as a second curve.
 
     Returns:
         An `<svg>` element.
@@ -55,7 +64,7 @@ def security_curve(points: Sequence[CurvePoint], *, eps: float, chance: float, n
         figure = Figure(figsize=(6.4, 3.1))
         # A fixed place: measuring the words first doubles the time, and they never change.
         figure.subplots_adjust(left=0.09, right=0.985, bottom=0.15, top=0.97)
-        _draw(figure.subplots(), points, eps, chance)
+        _draw(figure.subplots(), points, eps, chance, certified)
         file = io.StringIO()
         silent = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=silent)
@@ -63,10 +72,16 @@ def security_curve(points: Sequence[CurvePoint], *, eps: float, chance: float, n
         f"point-{index}": f"eps {number(point.eps)}: {estimate(point.robust_accuracy)}"
         for index, point in enumerate(points)
     }
+    hints |= {
+        f"certified-{index}": f"eps {number(point.eps)}, certified: {estimate(point.certified_accuracy)}"
+        for index, point in enumerate(certified)
+    }
     return _for_the_page(file.getvalue(), name, title, hints)
 
 
-def _draw(axes: Any, points: Sequence[CurvePoint], eps: float, chance: float) -> None:
+def _draw(
+    axes: Any, points: Sequence[CurvePoint], eps: float, chance: float, certified: Sequence[CertifiedPoint]
+) -> None:
     budgets = [point.eps for point in points]
     figures = [point.robust_accuracy for point in points]
     values = [100 * figure.value for figure in figures]
@@ -81,6 +96,16 @@ def _draw(axes: Any, points: Sequence[CurvePoint], eps: float, chance: float) ->
     axes.plot(budgets, values, color=_LINE, linewidth=1.6)
     for index, (budget, value) in enumerate(zip(budgets, values, strict=True)):
         axes.plot([budget], [value], "o", color=_LINE, markersize=4.5, clip_on=False, gid=f"point-{index}")
+    if certified:
+        ends = [point.eps for point in certified]
+        shares = [100 * point.certified_accuracy.value for point in certified]
+        # Between two budgets no more is proven than at the larger one.
+        axes.plot(ends, shares, color=_PROVEN, linewidth=1.4, drawstyle="steps-pre")
+        for index, (end, share) in enumerate(zip(ends, shares, strict=True)):
+            axes.plot(
+                [end], [share], "s", color=_PROVEN, markersize=3, clip_on=False, gid=f"certified-{index}"
+            )
+        budgets = [*budgets, *ends]
     axes.axvline(eps, color=_MARK, linewidth=1, linestyle=(0, (4, 3)))
     axes.axhline(100 * chance, color=_CHANCE, linewidth=1, linestyle=(0, (1.5, 2.5)))
     right = max(*budgets, eps) or 1.0

@@ -157,7 +157,16 @@ def _chart(report: Report, threat: ThreatResult, index: int) -> Any:
     upper = text.estimate(threat.robust_accuracy.upper)
     title = f"Security curve: robust accuracy at the tested eps {text.number(threat.eps)} is {upper}"
     chance = 1 / max(report.target.classes, 1)
-    svg = security_curve(threat.curve, eps=threat.eps, chance=chance, name=f"curve{index}", title=title)
+    if threat.robust_accuracy.lower:
+        title += f", certified {text.estimate(threat.robust_accuracy.lower)}"
+    svg = security_curve(
+        threat.curve,
+        eps=threat.eps,
+        chance=chance,
+        name=f"curve{index}",
+        title=title,
+        certified=threat.certified,
+    )
     return Markup(svg)  # noqa: S704 - drawn from numbers, its words escaped there
 
 

@@ -10,6 +10,7 @@ from .parts import ThreatResult
 from .text import (
     asked,
     attack_note,
+    certified_line,
     condition_status,
     corruption_line,
     count,
@@ -26,8 +27,10 @@ from .text import (
 
 __all__ = ["summary"]
 
-# With the lines around them, these many rows stay within 60 lines.
+_LINES = 60
+# So many rows at most; the table of attacks has what is left of the lines, if that is less.
 _REASONS, _CONDITIONS, _THREATS, _ATTACKS, _CHECKS = 3, 6, 5, 10, 4
+_FEWEST = 2
 _LONGEST = 300
 _SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
 _OPENS_BLOCK = re.compile(r"^([-+#=]|\d+(?=[.)]))")
@@ -40,21 +43,29 @@ def summary(report: Report) -> str:
         reasons = [_escaped(reason) for reason in report.distrust] or ["no reason was recorded"]
         lines += ["**NOT TRUSTED**: the figures below must not be relied on.", ""]
         lines += [*_cut((f"- {reason}" for reason in reasons), _REASONS, "- and {} more reasons"), ""]
+    lines += [_escaped(report.verdict), "", *_asked(report), *_gate(report), *_scores(report)]
+    lines += [*_certified(report), *_corruptions(report)]
+    checks = _checks(report)
+    attacks = _attacks(report, _LINES - len(lines) - len(checks) - 1)
     lines += [
-        _escaped(report.verdict),
-        "",
-        *(line for name, text in asked(report).items() for line in (f"{name}: {_escaped(text)}", "")),
-        *_gate(report),
-        *_scores(report),
-        *_corruptions(report),
-        *_attacks(report),
-        *_checks(report),
-    ]
-    lines += [
+        *attacks,
+        *checks,
         f"Suite {_escaped(report.suite)}, seed {report.seed}, {count(len(report.samples.ids))} samples, "
-        f"{report.seconds:,.1f} s; robustml {_escaped(report.robustml)}"
+        f"{report.seconds:,.1f} s; robustml {_escaped(report.robustml)}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _asked(report: Report) -> list[str]:
+    lines = [f"- {name}: {_escaped(text)}" for name, text in asked(report).items()]
+    return [*lines, ""] if lines else []
+
+
+def _certified(report: Report) -> list[str]:
+    found = [
+        f"within {threat.norm} {certified_line(threat)}" for threat in report.threats if threat.certified
+    ]
+    return [f"Certified accuracy: {_escaped('; '.join(found))}", ""] if found else []
 
 
 def _escaped(text: str) -> str:
@@ -123,7 +134,8 @@ def _bounds(threat: ThreatResult) -> str:
     return f"{estimate(bounds.upper)}{lower}{kind}"
 
 
-def _attacks(report: Report) -> list[str]:
+def _attacks(report: Report, room: int) -> list[str]:
+    """The table, in so many lines if that can be."""
     rows = []
     for threat in report.threats:
         for attack in threat.attacks:
@@ -142,7 +154,7 @@ def _attacks(report: Report) -> list[str]:
             )
     if not rows:
         return []
-    most = _ATTACKS if report.corruptions is None else _ATTACKS - 2
+    most = max(_FEWEST, min(_ATTACKS, room - len(("heading", "", "header", "alignment", ""))))
     header = (
         "| Threat model | Attack | Broken | Rate | Forward / sample | Backward / sample | Seconds | Note |"
     )

@@ -17,6 +17,7 @@ from .parts import Score, ThreatResult
 from .text import (
     asked,
     attack_note,
+    certified_line,
     condition_status,
     corruption_line,
     count,
@@ -54,6 +55,7 @@ def card(report: Report) -> RenderableType:
     blocks = [*_distrust(report), Text(plain(report.verdict), "bold"), _subject(report), _scores(report)]
     if report.threats:
         blocks.append(_threats(report.threats))
+        blocks.extend(_certified(report.threats))
         blocks.extend(_attacks(threat) for threat in report.threats)
     if report.corruptions is not None:
         blocks.append(_line(_heading("Corruptions: "), plain(corruption_line(report.corruptions))))
@@ -149,6 +151,16 @@ def _threats(threats: list[ThreatResult]) -> RenderableType:
             percent(threat.undecided) if threat.undecided is not None else "-",
         )
     return Group(_heading("Robust accuracy: at most (attacks), at least (certificates)"), table)
+
+
+def _certified(threats: list[ThreatResult]) -> Iterator[RenderableType]:
+    lines = [
+        _line(f"{plain(threat.name)}: {plain(certified_line(threat))}", indent=2)
+        for threat in threats
+        if threat.certified
+    ]
+    if lines:
+        yield Group(_heading("Certified accuracy as eps grows"), *lines)
 
 
 def _attacks(threat: ThreatResult) -> RenderableType:

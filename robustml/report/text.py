@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from .corruption_parts import CorruptionResult, Corruptions, MeanEstimate
-from .parts import AttackResult, Condition, Diagnostic, Estimate, Guards, Score, ThreatResult
+from .parts import AttackResult, Certificates, Condition, Diagnostic, Estimate, Guards, Score, ThreatResult
 
 if TYPE_CHECKING:
     from .model import Report
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "asked",
     "attack_note",
+    "certified_line",
     "condition_status",
     "corruption_line",
     "count",
@@ -28,6 +29,8 @@ __all__ = [
     "score",
     "worst_first",
 ]
+
+_SHOWN_POINTS = 6
 
 # Terminal sequences: CSI (colours, cursor), OSC (titles, links) and the shorter ones; see ECMA-48.
 _ESCAPES = re.compile(
@@ -129,7 +132,30 @@ def asked(report: Report) -> dict[str, str]:
         )
     if report.guards is not None:
         lines |= _guard_lines(report, report.guards)
+    if report.certificates is not None:
+        lines["Certified"] = _certificates_line(report.certificates)
     return lines
+
+
+def _certificates_line(section: Certificates) -> str:
+    line = (
+        f"{count(section.certified)} of {count(section.attempted)} correct samples have a radius, from "
+        f"{count(section.select)} + {count(section.draws)} draws each; {count(section.abstained)} abstain"
+    )
+    if section.median_radius is not None:
+        line += f"; the median is {number(section.median_radius)} in l2"
+    return line
+
+
+def certified_line(threat: ThreatResult) -> str:
+    """The certified accuracy of a threat model as eps grows, in one line; empty where there is none."""
+    points = threat.certified
+    if len(points) > _SHOWN_POINTS:
+        # The ends, the tested budget, and others evenly between them.
+        step = (len(points) - 1) / (_SHOWN_POINTS - 1)
+        kept = {round(place * step) for place in range(_SHOWN_POINTS)}
+        points = [p for place, p in enumerate(points) if place in kept or p.eps == threat.eps]
+    return ", ".join(f"{percent(point.certified_accuracy.value)} at {number(point.eps)}" for point in points)
 
 
 def _guard_lines(report: Report, section: Guards) -> dict[str, str]:
