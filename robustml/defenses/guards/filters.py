@@ -12,7 +12,6 @@ from typing import Annotated, Literal
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from ...errors import InputError, brief
@@ -23,6 +22,7 @@ from .squeezing import needs_images, whole
 __all__ = ["MedianSmoothing", "NonLocalMeans"]
 
 _MOST_PIXELS = 31
+_NOTHING = -80.0  # the logarithm of a weight that changes no sum
 
 
 def _mirrored(x: Tensor, before: int, after: int) -> Tensor:
@@ -149,13 +149,13 @@ class NonLocalMeans(Guard):
         reach, rim = self.search // 2, self.patch // 2
         height, width = (side - 2 * reach for side in wide.shape[2:])
         center = wide[..., reach : reach + height, reach : reach + width]
-        total, weights = wide.new_zeros(()), wide.new_zeros(())
+        total, weights, floor = wide.new_zeros(()), wide.new_zeros(()), wide.new_tensor(_NOTHING)
         for column in range(self.search):
             other = wide[..., row : row + height, column : column + width]
             apart = (center - other).square().mean(1, keepdim=True)
-            if rim:
-                apart = functional.avg_pool2d(apart, self.patch, stride=1)
-            weight = torch.exp(apart * -math.pow(255 / self.strength, 2))
+            apart = _windows(apart, self.patch) * -math.pow(255 / self.strength, 2) / self.patch**2
+            # Numbers too small to be normal would take ten times as long.
+            weight = torch.maximum(apart, floor).exp()
             inner = other[..., rim : height - rim, rim : width - rim]
             total, weights = total + weight * inner, weights + weight
         return total, weights
@@ -163,3 +163,10 @@ class NonLocalMeans(Guard):
     def surrogate(self, x: Tensor) -> Tensor:
         out: Tensor = self(x)
         return out
+
+
+def _windows(z: Tensor, size: int) -> Tensor:
+    """Sums over windows, which for small ones are faster than torch's pooling."""
+    height, width = (side - size + 1 for side in z.shape[2:])
+    rows = reduce(torch.add, [z[..., i : i + height, :] for i in range(size)])
+    return reduce(torch.add, [rows[..., j : j + width] for j in range(size)])
