@@ -109,6 +109,13 @@ def test_each_thing_that_can_be_wrong_with_a_column(changes: dict[str, Any], wan
     assert set(found.refusals.counts) == wanted
 
 
+def test_text_among_numbers_concerns_its_own_row() -> None:
+    found = validate().check({**GOOD, "income": [1.5, "2 $"]})
+    assert found.rows.tolist() == [0]
+    assert str(found.refusals[0]) == "row 1, 'income': dtype: '2 $' came; a number is accepted"
+    assert validate().check({**GOOD, "income": np.array(["1.5", "2"])}).refusals.counts == {"dtype": 2}
+
+
 def test_a_misspelt_column_is_suggested() -> None:
     raw = {"agee": [1], "income": [1.0], "color": ["red"]}
     texts = [str(refusal) for refusal in validate().check(raw).refusals]

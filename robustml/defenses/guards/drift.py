@@ -114,11 +114,16 @@ def compare_windows(
     tests = (
         _rejections(reference.labels, window.labels, share),
         _classes(reference.labels, window.labels, share, classes),
-        _test(
-            "features", p_features, share, f"{len(moved)} features moved" if moved else "features as before"
-        ),
+        _test("features", p_features, share, _moved(moved)),
     )
     return Drift(any(test.alarm for test in tests), alpha, len(window.labels), tests, moved)
+
+
+def _moved(moved: tuple[Moved, ...]) -> str:
+    if not moved:
+        return "features as before"
+    first = moved[0].name or f"feature {moved[0].feature}"
+    return f"{first} moved" if len(moved) == 1 else f"{first} and {len(moved) - 1} more features moved"
 
 
 def _test(name: str, p_value: float, share: float, says: str) -> Test:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ....errors import InputError, brief
 
-__all__ = ["CODES", "Checked", "Code", "Refusal", "Refusals", "RefusedInput"]
+__all__ = ["CODES", "Checked", "Code", "Refusal", "Refusals", "RefusedInput", "shown"]
 
 Code = Literal[
     "kind",
@@ -51,7 +51,7 @@ class Refusal:
         row: Its position in what came; None where the whole is refused, as without a column.
         feature: Flattened index of the feature that breaks the rule the most; None where it is not one.
         name: The name of the feature or column, if it has one.
-        value: What came there; None where there is nothing to show.
+        value: What came there, text cut to a line; None where there is nothing to show.
         accepted: What would have been accepted.
     """
 
@@ -68,14 +68,18 @@ class Refusal:
             where += f", {brief(self.name)}"
         elif self.feature is not None:
             where += f", feature {self.feature}"
-        came = "" if self.value is None else f"{_shown(self.value)} came; "
+        value = f"{self.value:.9g}" if isinstance(self.value, float) else self.value
+        came = "" if value is None else f"{value} came; "
         # The text may be logged line by line, and parts of it were written by a stranger.
         text = f"{where}: {self.code}: {came}{self.accepted}"
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def _shown(value: float | str) -> str:
-    return brief(value) if isinstance(value, str) else f"{value:.9g}"
+def shown(value: Any) -> str:
+    """What a stranger sent, as text that is short."""
+    plain = value.item() if isinstance(value, np.generic) else value
+    # The repr of all of it could be larger than memory.
+    return brief(plain[:80] if isinstance(plain, (str, bytes)) else plain)
 
 
 class RefusedInput(InputError):

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ....errors import brief, suggest
+from ....errors import suggest
 from ....inputs import InputSpec
-from .reasons import Code, Refusal
+from .reasons import Code, Refusal, shown
 
 __all__ = ["Columns", "Entry", "is_frame", "plain_numbers"]
 
@@ -113,9 +113,7 @@ class Columns:
         wanted = {name for name in self.inputs.features if name not in covered} | set(categories)
         texts = [name for name in given if isinstance(name, str)]
         wrong = [
-            _whole(
-                "missing-column", name, None, f"the column is needed{suggest(name, texts) if texts else ''}"
-            )
+            _whole("missing-column", name, None, f"the column is needed{_meant(name, texts)}")
             for name in dict.fromkeys([*self.inputs.features, *categories])
             if name in wanted and name not in texts
         ]
@@ -123,7 +121,7 @@ class Columns:
             wrong += [
                 _whole(
                     "extra-column",
-                    name if isinstance(name, str) else brief(name),
+                    name if isinstance(name, str) else shown(name),
                     None,
                     "only the columns of the features are accepted",
                 )
@@ -148,13 +146,13 @@ class Columns:
                 if place is not None:
                     x[row, place] = 1
                 else:
-                    bad.setdefault(row, Refusal("category", row, None, name, brief(value), accepted))
+                    bad.setdefault(row, Refusal("category", row, None, name, shown(value), accepted))
         return _without(x.reshape(total, *self.inputs.shape), bad, total)
 
     def _numbers(self, column: Array, index: int, name: str, bad: dict[int, Refusal]) -> Array:
         values, wrong = plain_numbers(column)
         for row in np.flatnonzero(wrong).tolist():
-            came = brief(column[row])
+            came = shown(column[row])
             bad.setdefault(row, Refusal("dtype", row, index, name, came, "a number is accepted"))
         return values
 
@@ -170,7 +168,7 @@ def from_objects(values: Array, inputs: InputSpec) -> Entry:
     for place in np.flatnonzero(wrong).tolist():
         row, index = divmod(place, size)
         name = inputs.features[index] if inputs.features else None
-        came = brief(values.reshape(-1)[place])
+        came = shown(values.reshape(-1)[place])
         bad.setdefault(row, Refusal("dtype", row, index, name, came, "a number is accepted"))
     return _without(x.reshape(total, *inputs.shape), bad, total)
 
@@ -212,13 +210,20 @@ def _converted(value: numbers.Real) -> float | None:
         return None
 
 
+def _meant(name: str, given: list[str]) -> str:
+    """The column that comes closest, if one does; a list of all would only hide what is wrong."""
+    hint = suggest(name, given) if given else ""
+    return hint if hint.startswith("; did you mean") else ""
+
+
 def _column(values: Any) -> Array | None:
     """A column as an array (n,), a single value as one row; None for anything else."""
     try:
         array = np.asarray(values)
         if array.ndim > 1 or (array.ndim == 1 and isinstance(values, (str, bytes))):
             return None
-        return array.reshape(-1)
+        # Text among numbers turns a list into text altogether, where only one row may be wrong.
+        return (np.asarray(values, dtype=object) if array.dtype.kind in "US" else array).reshape(-1)
     except Exception:  # ragged lists, and whatever a foreign column raises
         return None
 
