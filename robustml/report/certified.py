@@ -62,13 +62,14 @@ def _steps(ledger: Ledger, threat: Threat) -> set[float]:
     """Budgets from nothing to where the largest radius ends."""
     spec, radius = ledger.plan.spec, float(ledger.certified.radius.max())
     if threat.norm == "l0":
-        # The lengths of ever more features: as many as the radius holds.
-        most = sum(longest(threat.at(float(count)), spec) < radius for count in range(1, _POINTS + 1))
-        return {float(count) for count in range(1, min(most + 1, int(threat.widest(spec))) + 1)}
+        # One feature after the other, until the radius holds no more of them.
+        last = min(_POINTS, int(threat.widest(spec)))
+        held = sum(longest(threat.at(float(count)), spec) < radius for count in range(1, last + 1))
+        return {float(count) for count in range(1, min(held + 1, last) + 1)}
     largest = min(radius * threat.eps / longest(threat, spec), threat.widest(spec))
     steps = {float(f"{largest * step / _POINTS:.4g}") for step in range(1, _POINTS + 1)}
     # What is no perturbation at all is no budget either.
-    return {eps for eps in steps if max(spec.level, 0.0) <= eps <= threat.widest(spec) and eps > 0}
+    return {eps for eps in steps if 0 < eps <= threat.widest(spec) and eps >= spec.level}
 
 
 def _estimate(plan: Plan, count: int) -> Estimate:
