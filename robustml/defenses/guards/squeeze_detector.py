@@ -209,7 +209,7 @@ def _gap(own: Tensor, other: Tensor) -> Tensor:
 
 
 def default_squeezers(inputs: InputSpec) -> list[dict[str, Any]]:
-    """The best joint sets of the paper (table 7): for MNIST where there is one channel, otherwise for color.
+    """The best joint sets of the paper: that for MNIST where there is one channel, otherwise that for color.
 
     Raises:
         InputError: for inputs that are not images.
