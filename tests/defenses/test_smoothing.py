@@ -266,3 +266,221 @@ def test_on_digits_nothing_certified_is_broken_at_any_radius(tmp_path: Path, sig
         assert result.robust_accuracy.upper is not None
         assert result.robust_accuracy.lower.count > 10
         assert result.robust_accuracy.upper.count < 80
+
+
+def test_ties_are_answered_by_abstaining() -> None:
+    class Coin(nn.Module):
+        """Decides by the sign of a feature that is exactly at its boundary."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([x[:, 0] - 0.5, 0.5 - x[:, 0]], dim=1)
+
+    x = torch.full((200, FEATURES), 0.5, dtype=torch.float64)
+    model = smoothed(Coin(), classes=2)
+    found = certify(model, x, draws=500, generator=streams(200))
+    assert int(found.abstained.sum()) >= 198
+    assert bool((found.label[found.abstained] == ABSTAINED).all())
+    assert bool((found.radius[found.abstained] == 0).all())
+    assert found.accuracy(torch.zeros(200, dtype=torch.int64)) <= 0.01
+    answered = predict(model, x, draws=500, generator=streams(200))
+    assert int(answered.abstained.sum()) >= 198
+    assert bool(((answered.label == ABSTAINED) == answered.abstained).all())
+
+
+def test_abstentions_count_as_errors() -> None:
+    labels = torch.tensor([0, ABSTAINED, 2, 1])
+    found = Certificate(labels, torch.tensor([0.5, 0.0, 0.25, 0.9]).double(), labels == ABSTAINED)
+    y = torch.tensor([0, 1, 2, 2])
+    assert found.accuracy(y) == 0.5
+    assert found.accuracy(y, 0.25) == 0.25  # nothing is proven of a perturbation as long as the radius
+    assert found.accuracy(y, 0.6) == 0.0
+
+
+def test_predictions_agree_with_the_smoothed_model() -> None:
+    layer, x = linear(2), points(100)
+    label, distance = distances(layer, x)
+    found = predict(smoothed(layer, classes=2), x, generator=streams(100))
+    kept = ~found.abstained
+    assert bool((found.label[kept] == label[kept]).all())
+    # With 1,000 draws an abstention needs a share within about five deviations of one half.
+    assert bool((distance[found.abstained] < 0.25 * 0.22).all())
+    assert int(kept.sum()) > 80
+
+
+def test_the_default_noise_is_fresh() -> None:
+    model, x = smoothed(linear(3)), points(200)
+    torch.manual_seed(0)
+    one, other = (certify(model, x, draws=100, confidence=0.9) for _ in range(2))
+    assert not torch.equal(one.radius, other.radius)
+    generator = torch.Generator().manual_seed(5)
+    first = certify(model, x, draws=100, confidence=0.9, generator=generator)
+    again = certify(model, x, draws=100, confidence=0.9, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(first.radius, again.radius)
+
+
+def test_answers_that_are_no_numbers_speak_for_no_class() -> None:
+    class Silent(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            logits = torch.stack([x[:, 0], -x[:, 0]], dim=1)
+            return torch.where(x[:, :1] > 0.5, torch.nan, logits)
+
+    x = torch.full((4, FEATURES), 0.6, dtype=torch.float64)
+    model = smoothed(Silent(), classes=2)
+    assert bool(certify(model, x, draws=500, generator=streams(4)).abstained.all())
+    assert bool(predict(model, x, generator=streams(4)).abstained.all())
+
+
+def test_an_empty_batch() -> None:
+    model = smoothed(linear(3))
+    found = certify(model, points(0))
+    assert found.label.shape == found.radius.shape == found.abstained.shape == (0,)
+    assert predict(model, points(0)).label.shape == (0,)
+
+
+def test_float32_images_and_a_black_box() -> None:
+    layer = nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
+    spec = InputSpec(shape=(1, 4, 4))
+    model = rml.Guarded(rml.Classifier(layer, inputs=spec, classes=4), [Smoothing(0.1)])
+    x = np.random.default_rng(0).random((6, 1, 4, 4)).astype(np.float32)
+
+    def labels(batch: Any) -> Any:
+        with torch.no_grad():
+            return layer(torch.from_numpy(batch)).argmax(1).numpy()
+
+    box = rml.Guarded(rml.BlackBox(labels, inputs=spec, classes=4, outputs="labels"), [Smoothing(0.1)])
+    one, other = (certify(each, x, draws=500, generator=streams(6)) for each in (model, box))
+    assert torch.equal(one.radius, other.radius)
+    assert one.radius.dtype == torch.float64
+    assert one.label.dtype == torch.int64
+
+
+def test_saved_and_loaded(tmp_path: Path) -> None:
+    layer = linear(3)
+    model = smoothed(layer, sigma=0.3)
+    model.save(tmp_path / "model.safetensors")
+    again = rml.Guarded.load(tmp_path / "model.safetensors", nn.Linear(FEATURES, 3).double())
+    assert again.describe() == [{"guard": "smoothing", "sigma": 0.3}]
+    one, other = (certify(each, points(9), draws=100, generator=streams(9)) for each in (model, again))
+    assert torch.equal(one.radius, other.radius)
+    assert find_guard("smoothing") is Smoothing
+
+
+class Still(Guard):
+    """Changes nothing."""
+
+    name = "still"
+
+
+class Rejecting(Still):
+    name, rejects = "rejecting", True
+
+
+class Wavering(Still):
+    name, random = "wavering", True
+
+
+class Doubling(Still):
+    name = "doubling"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+def test_what_follows_the_noise_is_certified_with_the_model() -> None:
+    layer = linear(2)
+    model = smoothed(layer, Doubling(), classes=2)
+    x = points(20)
+    with torch.no_grad():
+        assert torch.equal(behind_first(model)(x), layer(2 * x))
+        lead = (layer(2 * x)[:, 0] - layer(2 * x)[:, 1]).abs()
+        distance = lead / (2 * (layer.weight[0] - layer.weight[1])).norm()
+    found = certify(model, x, draws=4000, generator=streams(20))
+    assert bool((found.radius <= distance).all())
+    assert bool((distance - found.radius)[distance < 0.5].max() < 0.1)
+
+
+def bare() -> rml.Classifier:
+    return rml.Classifier(linear(3), inputs=InputSpec(shape=(FEATURES,), dtype="float64"), classes=3)
+
+
+class Dropping(nn.Module):
+    """Draws random numbers whatever its mode."""
+
+    def forward(self, x: Tensor) -> Any:
+        return linear(3)(x) + torch.randn(len(x), 3, dtype=x.dtype)
+
+
+def trained() -> rml.Guarded:
+    model = smoothed(nn.Sequential(nn.Dropout(0.5), linear(3)))
+    return model.train()
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (bare, "guarded is Classifier; give Guarded"),
+        (lambda: rml.Guarded(bare(), []), "no guard of the model certifies anything"),
+        (lambda: rml.Guarded(bare(), [Still()]), "no guard of the model certifies anything"),
+        (lambda: rml.Guarded(bare(), [Still(), Smoothing(0.1)]), "guard still comes before the one"),
+        (lambda: smoothed(linear(3), Rejecting()), "guard rejecting rejects inputs"),
+        (lambda: smoothed(linear(3), Wavering()), "guard wavering draws random numbers behind"),
+        (lambda: smoothed(linear(3), Smoothing(0.1)), "guard smoothing draws random numbers behind"),
+        (lambda: smoothed(Dropping()), "the model behind the noise answers at random"),
+        (trained, "the model is in training mode, which matters for Dropout"),
+    ],
+)
+def test_models_without_a_certificate_are_refused(model: Any, said: str) -> None:
+    for ask in (certify, predict):
+        with pytest.raises(InputError, match=said) as caught:
+            ask(model(), points(3))
+        assert "\n" not in str(caught.value)
+
+
+def test_a_bare_model_is_known_to_have_none() -> None:
+    assert uncertified(bare()) == "no guard of the model certifies anything"
+    assert uncertified(smoothed(linear(3))) is None
+    with pytest.raises(InputError, match="no certificate: no guard"):
+        certificate(bare(), points(2), select=1, draws=100, confidence=0.9, source=None)
+
+
+@pytest.mark.parametrize("sigma", [0, -1.0, float("nan"), float("inf"), "0.1", None, True])
+def test_sigma_must_be_positive(sigma: Any) -> None:
+    with pytest.raises(InputError, match=r"sigma=.* is not a finite number above 0"):
+        Smoothing(sigma)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"draws": 0}, "draws=0 is not a whole number of at least 1"),
+        ({"draws": 10.0}, r"draws=10.0 is not a whole number"),
+        ({"select": 0}, "select=0 is not a whole number"),
+        ({"select": True}, "select=True is not a whole number"),
+        ({"confidence": 0.5}, "confidence=0.5 is not a number between 0.5 and 1"),
+        ({"confidence": 1.0}, "confidence=1.0 is not a number"),
+        ({"confidence": float("nan")}, "confidence=nan is not a number"),
+        ({"draws": 9}, "draws=9 can certify nothing at confidence 0.999; at least 10 are needed"),
+    ],
+)
+def test_arguments_that_cannot_be(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        certify(smoothed(linear(3)), points(2), **options)
+
+
+def test_the_least_number_of_draws_can_certify() -> None:
+    x = torch.ones(1, FEATURES, dtype=torch.float64)
+
+    class Sure(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([x[:, 0] * 0 + 1, x[:, 0] * 0], dim=1)
+
+    assert not bool(certify(smoothed(Sure(), classes=2), x, draws=10).abstained[0])
+
+
+@pytest.mark.parametrize("ask", [certify, predict])
+def test_inputs_of_another_form(ask: Any) -> None:
+    model = smoothed(linear(3))
+    with pytest.raises(InputError, match=r"x has shape \(2, 5\); the model takes \(n, 6\)"):
+        ask(model, torch.zeros(2, 5))
+    with pytest.raises(InputError, match=r"x holds torch.int64"):
+        ask(model, torch.zeros(2, FEATURES, dtype=torch.int64))
