@@ -1,0 +1,21 @@
+"""Hardening by training: one loop, objectives that compose, terms that add to any of them."""
+
+from .adversarial import PGD
+from .hardening import Hardened, harden
+from .loop import Epoch
+from .objective import Answers, Batch, Objective, Standard, Term, ascend
+from .settings import Settings
+
+__all__ = [
+    "PGD",
+    "Answers",
+    "Batch",
+    "Epoch",
+    "Hardened",
+    "Objective",
+    "Settings",
+    "Standard",
+    "Term",
+    "ascend",
+    "harden",
+]

@@ -1,0 +1,95 @@
+"""Adversarial training by projected gradient ascent."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Self
+
+from torch import Tensor
+
+from ...classifier import Classifier
+from ...errors import InputError, brief
+from ...inputs import InputSpec
+from ...losses import cross_entropy
+from ...threats import Threat
+from .objective import Answers, Batch, Objective, ascend
+
+__all__ = ["PGD", "Bounded", "whole"]
+
+
+def whole(name: str, value: object, least: int) -> None:
+    """Refuse what is not a whole number of at least so much.
+
+    Raises:
+        InputError: naming the argument.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{name}={brief(value)} is not a whole number of at least {least}")
+
+
+@dataclass(frozen=True)
+class Bounded(Objective):
+    """An objective that crafts views within one threat model.
+
+    Args:
+        threat: The threat model; L0 has no gradient steps to train with.
+        steps: Gradient steps that craft a view.
+        step: The length of each, as a share of eps; None for 2.5 / steps (Madry et al. 2018, section 5).
+    """
+
+    threat: Threat
+    steps: int = 10
+    step: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.threat, Threat):
+            raise InputError(f"threat={brief(self.threat)} is not a threat model, as in Linf(8/255)")
+        if self.threat.norm == "l0":
+            raise InputError("threat is L0, which has no gradient steps to train with; use L1 or L2")
+        whole("steps", self.steps, 0)
+        if self.step is not None and not (isinstance(self.step, (int, float)) and self.step > 0):
+            raise InputError(f"step={brief(self.step)} is not a number above 0")
+
+    @property
+    def threats(self) -> tuple[Threat, ...]:
+        return (self.threat,)
+
+    @property
+    def length(self) -> float:
+        """The length of a step, in units of the norm."""
+        share = 2.5 / max(self.steps, 1) if self.step is None else self.step
+        return share * self.threat.eps
+
+    def within(self, inputs: InputSpec) -> Self:
+        return dataclasses.replace(self, threat=self.threat.within(inputs))
+
+
+@dataclass(frozen=True)
+class PGD(Bounded):
+    """Adversarial training: cross-entropy at the worst point that PGD finds (Madry et al. 2018, equation 2).
+
+    Args:
+        threat, steps, step: As for `Bounded`; the search begins at a random point of the ball.
+        clean: The share of the loss that goes to the inputs as they are, from 0 to 1.
+    """
+
+    clean: float = 0.0
+
+    name = "pgd"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.clean <= 1:
+            raise InputError(f"clean={brief(self.clean)} is not a share from 0 to 1")
+
+    def craft(self, model: Classifier, batch: Batch) -> Tensor:
+        ball = self.threat.around(batch.x)
+        start = ball.random(batch.streams)
+        return ascend(model, ball, batch.y, start, steps=self.steps, length=self.length)
+
+    def losses(self, ask: Answers, batch: Batch, z: Tensor) -> Tensor:
+        losses = cross_entropy(ask(z), batch.y)
+        if not self.clean:
+            return losses
+        return (1 - self.clean) * losses + self.clean * cross_entropy(ask(batch.x), batch.y)

@@ -1,0 +1,232 @@
+"""`harden`: train a model on an objective, and give back what came out with how it came about."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ... import __version__
+from ...classifier import Classifier
+from ...data import Dataset, as_dataset
+from ...errors import InputError, brief
+from ...files import write_atomic, writing
+from ...inputs import InputSpec
+from ...wrapping import collected, wrapped
+from .loop import Epoch, Run
+from .objective import Objective, Standard, Term
+from .parallel import Team
+from .settings import Settings
+from .showing import Log
+from .sources import Source, source_of, split
+
+__all__ = ["Hardened", "harden"]
+
+_CHECKPOINT, _LOG = "checkpoint.safetensors", "log.jsonl"
+
+
+@dataclass(frozen=True)
+class Hardened:
+    """A trained model and how it came about.
+
+    Attributes:
+        model: In evaluation mode, with the weights of the epoch that was kept.
+        history: One entry per epoch.
+        chosen: The number of the epoch whose weights it has.
+        seconds: Of the whole call.
+        provenance: Objective, terms, settings, the digest of the data and the versions, as plain data.
+    """
+
+    model: Classifier
+    history: tuple[Epoch, ...]
+    chosen: int
+    seconds: float
+    provenance: dict[str, Any]
+
+    def save(self, path: str | Path) -> None:
+        """Write the weights as safetensors, with the provenance in their header.
+
+        Raises:
+            RunError: if the file cannot be written.
+        """
+        import safetensors.torch
+
+        state = self.model.module.state_dict()
+        tidy = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+        write_atomic(path, safetensors.torch.save(tidy, {"robustml": json.dumps(self.provenance)}))
+
+
+def harden(
+    model: nn.Module | Classifier,
+    train: Any,
+    *,
+    objective: Objective | None = None,
+    terms: Sequence[Term] = (),
+    validation: Any = 0.1,
+    inputs: InputSpec | None = None,
+    device: str = "auto",
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = False,
+    **settings: Any,
+) -> Hardened:
+    """Train a model, in place, on an objective.
+
+    On several processes (`torchrun`), each works on a part of every batch and all end with the same weights.
+
+    Args:
+        model: A `Classifier`, or a module whose input space and classes are inferred from the data.
+        train: A pair (x, y) of arrays or tensors; or a `DataLoader` or another iterable of batches that can
+            be gone through again, whose order and augmentation are its own.
+        objective: What to minimise; plain cross-entropy if None.
+        terms: What is added to it, such as regularizers.
+        validation: Data that is held out to choose the epoch: a share of `train` if that is arrays, a pair
+            (x, y), or None.
+        inputs: The input space of a bare module.
+        device: "auto", "cpu", "cuda", ...
+        out: A folder for the checkpoint of each epoch and the log; nothing is written if None.
+        resume: Go on from the checkpoint in `out`. The outcome is that of a run that was never interrupted,
+            to the last bit on the same kind of device with as many threads.
+        progress: Show it on stderr.
+        settings: Those of `Settings`: epochs, batch_size, optimizer, learning_rate, schedule, averaging and
+            others.
+
+    Raises:
+        InputError: for something that cannot be used; nothing is trained then.
+        RunError: if a loss is not finite, or the folder cannot be written.
+    """
+    begun = time.perf_counter()
+    chosen = _settings(settings)
+    place = _device(device)
+    classifier, data = _model_and_data(model, train, inputs)
+    bound = (objective or Standard()).within(classifier.inputs)
+    bound.check(classifier)
+    source, held = _sources(classifier, data, validation, chosen)
+    plan = _plan(bound, terms, chosen, source, classifier)
+    folder = _folder(out, resume=resume)
+    leads = Team().leads
+    steps = len(source) * bound.replays * chosen.epochs
+    with Log(steps, folder / _LOG if folder and leads else None, show=progress and leads) as log:
+        run = Run(classifier, bound, tuple(terms), source, held, chosen, place, plan, log)
+        run.go(folder, resume=resume)
+    provenance = {**plan, "chosen": run.chosen, "robustml": __version__, "torch": torch.__version__}
+    seconds = time.perf_counter() - begun
+    return Hardened(classifier.eval(), tuple(run.history), run.chosen, round(seconds, 3), provenance)
+
+
+def _settings(given: dict[str, Any]) -> Settings:
+    from ...errors import suggest
+
+    known = [field.name for field in dataclasses.fields(Settings)]
+    for name in given:
+        if name not in known:
+            raise InputError(f"{name} is not a setting of harden{suggest(name, known)}")
+    return Settings(**given)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"device={name!r} cannot be used: {str(error).splitlines()[0][:120]}") from None
+    return device
+
+
+def _model_and_data(model: Any, train: Any, inputs: InputSpec | None) -> tuple[Classifier, Any]:
+    if isinstance(model, Classifier) and inputs is not None and inputs != model.inputs:
+        raise InputError("inputs differs from the specification that the model already has; give one of them")
+    arrays = isinstance(train, Dataset) or (isinstance(train, (tuple, list)) and len(train) == 2)
+    if not isinstance(model, Classifier):
+        first = collected(train if arrays else _first(train), np.dtype(inputs.dtype if inputs else "float32"))
+        model = wrapped(model, first[0], inputs)
+    return model, as_dataset(train, model.inputs, model.classes, "train") if arrays else train
+
+
+def _first(loader: Any) -> Any:
+    try:
+        return next(iter(loader))
+    except TypeError:
+        raise InputError(
+            f"train is {type(loader).__name__}; give a pair (x, y) or a loader of such batches"
+        ) from None
+    except StopIteration:
+        raise InputError("train is a loader without batches; give at least one sample") from None
+
+
+def _sources(
+    model: Classifier, data: Any, validation: Any, settings: Settings
+) -> tuple[Source, tuple[Tensor, Tensor] | None]:
+    rows, held = None, None
+    if isinstance(validation, (int, float)) and not isinstance(validation, bool):
+        if not 0 <= validation < 1:
+            raise InputError(f"validation={brief(validation)} is not a share from 0 to 1")
+        if validation and isinstance(data, Dataset):
+            rows, kept = split(data, validation, settings.seed)
+            held = torch.from_numpy(data.x)[kept], torch.from_numpy(data.y)[kept]
+    elif validation is not None:
+        given = as_dataset(validation, model.inputs, model.classes, "validation")
+        held = torch.from_numpy(given.x), torch.from_numpy(given.y)
+    if isinstance(data, Dataset):
+        classes = np.unique(data.y)
+        if len(classes) < 2:
+            raise InputError(f"train has labels of class {classes[0]} only; a classifier needs two at least")
+    return source_of(data, model, rows=rows, batch_size=settings.batch_size, seed=settings.seed), held
+
+
+def _plan(
+    objective: Objective, terms: Sequence[Term], settings: Settings, source: Source, model: Classifier
+) -> dict[str, Any]:
+    """Everything that decides the outcome and can be written down."""
+    return {
+        "objective": _described(objective),
+        "terms": [_described(term) for term in terms],
+        "settings": settings.to_dict(),
+        "data_sha256": source.digest,
+        "samples": source.samples,
+        "inputs": model.inputs.to_dict(),
+        "classes": model.classes,
+        "processes": Team().size,
+    }
+
+
+def _described(thing: Any) -> dict[str, Any]:
+    fields = {field.name: getattr(thing, field.name) for field in dataclasses.fields(thing)}
+    return {"name": thing.name, **{name: _plain(value) for name, value in fields.items()}}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (Objective, Term)):
+        return _described(value)
+    if isinstance(value, Classifier):
+        return value.fingerprint()
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return getattr(value, "name", None) or repr(value)
+
+
+def _folder(out: str | Path | None, *, resume: bool) -> Path | None:
+    if out is None:
+        if resume:
+            raise InputError("resume needs the folder of the run to resume; name it with out")
+        return None
+    folder = Path(out)
+    if not resume and folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"out={str(out)!r} already exists and is not empty; choose another or resume it")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"out={str(out)!r} is a file; name a folder")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
