@@ -133,6 +133,8 @@ class Guard(nn.Module):
     """Whether it draws random numbers, from torch's global generator: attacks then average over draws."""
     fits: ClassVar[bool] = False
     """Whether it has to be fitted on clean data before it can be used."""
+    differentiable: ClassVar[bool] = False
+    """Whether the derivative of `forward` itself is the one to attack through."""
     certifies: ClassVar[bool] = False
     """Whether it yields certified radii."""
 
@@ -156,9 +158,10 @@ class Guard(nn.Module):
     def surrogate(self, x: Tensor) -> Tensor:
         """A differentiable relative of `forward`, whose derivative attacks use instead (BPDA).
 
-        The identity unless a guard knows better; one that is differentiable as it is returns `forward(x)`.
+        The identity unless a guard knows better; `forward` itself where that is `differentiable`.
         """
-        return x
+        same: Tensor = self(x) if self.differentiable else x
+        return same
 
     def score(self, x: Tensor, model: Answer) -> Tensor:
         """Above 0 where an input is rejected: (n,); 1 is about as much as the threshold itself.
@@ -277,7 +280,8 @@ def checked(kind: type[Guard], options: Mapping[str, Any]) -> dict[str, Any]:
 
 def through(each: Guard, x: Tensor) -> Tensor:
     """What a guard makes of inputs, with the derivative that it declares."""
-    if type(each).forward is Guard.forward or not (torch.is_grad_enabled() and x.requires_grad):
+    untouched = type(each).forward is Guard.forward or each.differentiable
+    if untouched or not (torch.is_grad_enabled() and x.requires_grad):
         same: Tensor = each(x)
         return (
             same  # the very tensor that came, if it changes nothing, so that the model need not answer again

@@ -49,6 +49,8 @@ class MedianSmoothing(Guard):
         InputError: for another size.
     """
 
+    differentiable = True
+
     def __init__(self, size: Literal[2, 3] = 2) -> None:
         super().__init__()
         if not isinstance(size, int) or size not in {2, 3}:
@@ -69,10 +71,6 @@ class MedianSmoothing(Guard):
             return torch.maximum(torch.minimum(*highs), torch.maximum(*lows))
         low, middle, high = (_columns(part, 3) for part in _sorted(*rows))
         return _median(reduce(torch.maximum, low), _median(*middle), reduce(torch.minimum, high))
-
-    def surrogate(self, x: Tensor) -> Tensor:
-        out: Tensor = self(x)
-        return out
 
 
 def _columns(z: Tensor, count: int) -> list[Tensor]:
@@ -108,6 +106,8 @@ class NonLocalMeans(Guard):
     Raises:
         InputError: for unacceptable values.
     """
+
+    differentiable = True
 
     def __init__(
         self,
@@ -159,10 +159,6 @@ class NonLocalMeans(Guard):
             inner = other[..., rim : height - rim, rim : width - rim]
             total, weights = total + weight * inner, weights + weight
         return total, weights
-
-    def surrogate(self, x: Tensor) -> Tensor:
-        out: Tensor = self(x)
-        return out
 
 
 def _windows(z: Tensor, size: int) -> Tensor:
