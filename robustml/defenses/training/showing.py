@@ -75,4 +75,4 @@ class Log:
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False)
         else:
-            print(line, file=self._stream, flush=True)  # noqa: T201
+            print(line, file=self._stream, flush=True)
