@@ -351,3 +351,36 @@ def test_an_empty_batch() -> None:
     assert guard.score(torch.zeros(0, 6)).shape == (0,)
     assert guard(torch.zeros(0, 6)).shape == (0, 6)
     assert guard.check(np.zeros((0, 6))).ok
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_attackers_who_know_it_get_around_it(seed: int) -> None:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.images))
+    x, y = (digits.images / 16).astype(np.float32)[order, None], digits.target[order]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 10))
+    bare = rml.Classifier(net, inputs=rml.InputSpec(shape=(1, 8, 8), levels=17), classes=10)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.005)
+    for _ in range(60):
+        loss = nn.functional.cross_entropy(bare(torch.from_numpy(x[:1000])), torch.from_numpy(y[:1000]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    bare.eval()
+    guarded = rml.Guarded(bare, guards=[Validate.fit(x[1000:1500], fpr=0.05)])
+    data = (x[1500:1700], y[1500:1700])
+    report = rml.stress_test(guarded, data, threats=[rml.Linf(0.13), rml.Linf(0.25)], suite="quick")
+    assert report.clean.accuracy.value > 0.9
+    for threat in report.threats:
+        assert threat.unaware is not None
+        assert threat.robust_accuracy.upper is not None
+        aware, unaware = threat.robust_accuracy.upper.value, threat.unaware.robust_accuracy.value
+        assert aware <= unaware
+    # Of what was made without knowing of it nearly half lies too far from the data; of the rest nothing does.
+    assert unaware > 0.3
+    assert aware < 0.02
