@@ -52,6 +52,7 @@ class Target:
         gate: Conditions for release, as in {"evasion": ">= 40"}.
         twin: An undefended or an earlier model of the same inputs and classes; what fools it is tried on the
             model, too.
+        train: What the model was trained on or is to be trained on, where that is known.
         builtin: Whether it came with the library.
     """
 
@@ -71,6 +72,7 @@ class Target:
     eot: int | None = None
     gate: dict[str, str] = dataclasses.field(default_factory=dict)
     twin: Classifier | None = None
+    train: Dataset | None = None
     builtin: bool = False
 
     @contextlib.contextmanager
@@ -126,6 +128,7 @@ def _built_in(name: str) -> Target:
         data=parts.data,
         class_names=parts.class_names,
         threats=tuple(parse_threat(threat).within(parts.model.inputs) for threat in parts.threats),
+        train=parts.train,
         builtin=True,
     )
 
@@ -166,6 +169,7 @@ def _from_file(path: Path) -> Target:
         eot=file.stress.eot,
         gate=dict(file.gate),
         twin=_twin(file, inputs, base),
+        train=_train(file, inputs, base),
     )
 
 
@@ -209,6 +213,16 @@ def _twin(file: TargetFile, inputs: InputSpec, base: Path) -> Classifier | None:
     if settings.twin_weights is not None:
         load_weights(module, base / settings.twin_weights)
     return Classifier(module, inputs=inputs, classes=settings.classes)
+
+
+def _train(file: TargetFile, inputs: InputSpec, base: Path) -> Dataset | None:
+    from ..data import as_dataset, read_npz
+
+    settings = file.data
+    if settings.train is None:
+        return None
+    arrays = read_npz(base / settings.train, x=settings.x, y=settings.y, layout=settings.layout)
+    return as_dataset(arrays, inputs, file.model.classes, name=Path(settings.train).name)
 
 
 def _data(file: TargetFile, inputs: InputSpec, base: Path) -> tuple[Dataset, tuple[str, ...]]:

@@ -59,6 +59,8 @@ class DataTable(Frozen):
 
     test: Text | None = None
     folder: Text | None = None
+    train: Text | None = None
+    """An .npz file as well, for `robustml harden`; its arrays have the same names and layout."""
     x: Text = "x"
     y: Text = "y"
     layout: Literal["chw", "hwc"] = "chw"
@@ -70,8 +72,8 @@ class DataTable(Frozen):
     def _one_source(self) -> DataTable:
         if (self.test is None) == (self.folder is None):
             raise ValueError("it takes exactly one of test and folder")
-        if self.folder is not None and self.model_fields_set & {"x", "y", "layout"}:
-            raise ValueError("x, y and layout go with test")
+        if self.folder is not None and not self.train and self.model_fields_set & {"x", "y", "layout"}:
+            raise ValueError("x, y and layout go with test or train")
         return self
 
 

@@ -24,6 +24,7 @@ class Parts:
 
     model: Classifier
     data: Dataset
+    train: Dataset
     class_names: tuple[str, ...]
     threats: tuple[str, ...]
 

@@ -38,6 +38,7 @@ def build() -> Parts:
     return Parts(
         model=trained(recipe, x[train], y[train], inputs, classes=2),
         data=as_dataset((x[test], y[test]), inputs, classes=2, name="breast-cancer"),
+        train=as_dataset((x[train], y[train]), inputs, classes=2, name="breast-cancer, training part"),
         class_names=tuple(str(name) for name in source.target_names),
         threats=("linf:0.25",),
     )

@@ -29,6 +29,7 @@ def build() -> Parts:
     return Parts(
         model=trained(recipe, x[train], y[train], inputs, classes=10),
         data=as_dataset((x[test], y[test]), inputs, classes=10, name="digits"),
+        train=as_dataset((x[train], y[train]), inputs, classes=10, name="digits, training part"),
         class_names=tuple("0123456789"),
         threats=("linf:0.1",),
     )
