@@ -245,9 +245,9 @@ def test_score_and_reasons_agree_and_clipping_repairs(x: np.ndarray[Any, Any]) -
     clip = attached(Validate.restored({**guard.options, "mode": "clip"}, guard.learned))
     repaired = clip.check(x)
     assert {r.code for r in repaired.refusals} <= {"not-finite"}
-    plain = attached(
-        Validate.restored({**guard.options, "fpr": 0.0}, {**guard.learned, "limit": guard.limit[:0]})
-    )
+    far = ("center", "weight", "directions", "limit")
+    learned = {name: value[:0] if name in far else value for name, value in guard.learned.items()}
+    plain = attached(Validate.restored({**guard.options, "fpr": 0.0}, learned))
     assert bool((plain.score(repaired.x) == -1).all())
 
 
@@ -344,6 +344,23 @@ def test_what_does_not_fit_the_inputs() -> None:
         Validate().check(np.zeros((1, 6)))
     with pytest.raises(rml.InputError, match="x has shape"):
         attached(Validate()).score(torch.zeros(1, 5))
+
+
+def test_what_does_not_belong_together_is_refused() -> None:
+    guard = Validate.fit(clean(300))
+    for name in ("high", "weight", "directions", "limit", "counts"):
+        learned = {**guard.learned, name: guard.learned[name][:-1]}
+        with pytest.raises(rml.InputError, match="guard validate is damaged"):
+            Validate.restored(guard.options, learned).attach(SPEC)
+
+
+def test_a_target_file_fits_it() -> None:
+    from robustml.targets.guarding import made
+
+    guard = made("validate", {"fpr": 0.05, "mode": "raise"}, model=model(), x=torch.from_numpy(clean(100)))
+    assert isinstance(guard, Validate)
+    assert (guard.mode, guard.fpr, len(guard.low)) == ("raise", 0.05, 6)
+    assert len(made("validate", {}, model=model()).learned["low"]) == 0
 
 
 def test_an_empty_batch() -> None:

@@ -366,3 +366,20 @@ def test_any_array_of_the_right_shape(data: st.DataObject, dtype: np.dtype[Any])
 @settings(max_examples=500)
 def test_any_nested_list(raw: Any) -> None:
     assert is_sound(validate().check(raw))
+
+
+def test_masked_values_are_missing() -> None:
+    raw = np.ma.masked_array([[30.0, 1.5, 1, 0, 0], [30, 1.5, 1, 0, 0]], mask=[[0] * 5, [0, 1, 0, 0, 0]])
+    found = validate().check(raw)
+    assert found.rows.tolist() == [0]
+    assert (found.refusals[0].code, found.refusals[0].feature) == ("not-finite", 1)
+    found = validate().check({**GOOD, "age": np.ma.masked_array([30, 41], mask=[1, 0])})
+    assert [(refusal.code, refusal.row, refusal.name) for refusal in found.refusals] == [
+        ("not-finite", 0, "age")
+    ]
+
+
+def test_numbers_beyond_every_precision() -> None:
+    huge = np.full((1, 5), np.finfo(np.longdouble).max, dtype=np.longdouble)
+    with np.errstate(all="raise"):
+        assert validate().check(huge).refusals.counts == {"bounds": 1}

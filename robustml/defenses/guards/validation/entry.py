@@ -13,7 +13,7 @@ from torch import Tensor
 from ....inputs import InputSpec
 from .images import ImageRules, in_units
 from .reasons import Code, Refusal
-from .tabular import Columns, Entry, from_objects, is_frame
+from .tabular import Columns, Entry, from_objects, is_frame, unmasked
 
 __all__ = ["Door"]
 
@@ -63,7 +63,7 @@ class Door:
                 return self._pictures(raw)
             return self._array(_from_list(raw))
         if isinstance(raw, (np.ndarray, np.generic)) or hasattr(raw, "__array__"):
-            return self._array(np.asarray(raw))
+            return self._array(unmasked(raw))
         return self._nothing("kind", type(raw).__name__, _KINDS)
 
     def _pictures(self, items: list[Any] | tuple[Any, ...]) -> Entry:

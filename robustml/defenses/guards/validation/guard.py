@@ -162,6 +162,11 @@ class Validate(Guard):
         return made
 
     def attach(self, inputs: InputSpec) -> None:
+        size = len(self.center)
+        if (len(self.high), len(self.weight), len(self.directions)) != (len(self.low), size, size) or (
+            len(self.limit) != (size > 0) or len(self.counts) not in {0, 3}
+        ):
+            raise InputError("guard validate is damaged: what it has learned does not belong together")
         if len(self.low) not in {0, inputs.shape[0], inputs.size} or len(self.center) not in {0, inputs.size}:
             raise InputError(f"guard validate was fitted to inputs of another shape than {inputs.shape}")
         rules = Rules.of(inputs, *self._widened(self.low, self.high), discrete=self.discrete)
@@ -319,7 +324,8 @@ class Validate(Guard):
             found.numpy()
             for found in rules.reasons(x_bad, infinite, self.score if self._looks_at_spread else None)
         )
-        values = original[np.arange(len(bad)), np.maximum(features, 0)].astype(np.float64)
+        with np.errstate(all="ignore"):
+            values = original[np.arange(len(bad)), np.maximum(features, 0)].astype(np.float64)
         far = codes == CODES.index("spread")
         if far.any():
             values[far] = self._distance(x_bad[torch.from_numpy(far)]).double().numpy()

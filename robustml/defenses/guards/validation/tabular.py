@@ -14,7 +14,7 @@ from ....errors import suggest
 from ....inputs import InputSpec
 from .reasons import Code, Refusal, shown
 
-__all__ = ["Columns", "Entry", "is_frame", "plain_numbers"]
+__all__ = ["Columns", "Entry", "is_frame", "plain_numbers", "unmasked"]
 
 Array = np.ndarray[Any, Any]
 
@@ -210,6 +210,13 @@ def _converted(value: numbers.Real) -> float | None:
         return None
 
 
+def unmasked(values: Any) -> Array:
+    """An array; where a masked one has nothing there is NaN, not what lies beneath the mask."""
+    if isinstance(values, np.ma.MaskedArray) and values.dtype.kind in "fiub":
+        return np.asarray(np.ma.filled(values.astype(np.float64), np.nan))
+    return np.asarray(values)
+
+
 def _meant(name: str, given: list[str]) -> str:
     """The column that comes closest, if one does; a list of all would only hide what is wrong."""
     hint = suggest(name, given) if given else ""
@@ -219,7 +226,7 @@ def _meant(name: str, given: list[str]) -> str:
 def _column(values: Any) -> Array | None:
     """A column as an array (n,), a single value as one row; None for anything else."""
     try:
-        array = np.asarray(values)
+        array = unmasked(values)
         if array.ndim > 1 or (array.ndim == 1 and isinstance(values, (str, bytes))):
             return None
         # Text among numbers turns a list into text altogether, where only one row may be wrong.
