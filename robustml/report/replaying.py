@@ -1,4 +1,4 @@
-"""Replaying what a run says of corrupted and transformed samples."""
+"""Replaying what a run says beside its attacks: certificates, corrupted and transformed samples."""
 
 from __future__ import annotations
 
@@ -10,27 +10,30 @@ import torch
 from torch import Tensor
 
 from ..stress.attacking import Bench
+from ..stress.certifying import certified
 from ..stress.corrupting import Corrupted, distorted, transformed
 from ..stress.folder import Record
 from ..stress.plan import Stage, stages
 
-__all__ = ["replay_corrupted", "replayed_predictions"]
+__all__ = ["replay_unattacked", "replayed_predictions"]
+
+_CERTIFIED = 8
+_OFF = 0.05
 
 Positions = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def replayed_predictions(record: Record) -> int:
-    """How many predictions of a record `replay_corrupted` makes again."""
+    """How many predictions of a record of corrupted samples `replay_unattacked` makes again."""
+    if record.stage == "certificate":
+        return 0
     return sum(choice >= 0 for choice in record.choices) if record.choices else len(record.labels)
 
 
-def replay_corrupted(
+def replay_unattacked(
     bench: Bench, stage: Stage, record: Record, clean: Record | None, slack: float
 ) -> Iterator[str]:
-    """Corrupt the samples of a record again and ask the model again; one line for each that differs.
-
-    Of a search, the transformations that broke a sample are replayed. That none breaks the others can only be
-    found by searching again.
+    """Replay what a run says of certificates, or of corrupted samples; one line for each that differs.
 
     Args:
         bench: Plan, model and data.
@@ -38,6 +41,45 @@ def replay_corrupted(
         record: What the run says of it.
         clean: The record of the clean pass on the same chunk.
         slack: By how much logits may differ.
+    """
+    if stage.kind == "certificate":
+        return _replay_certificates(bench, record, clean)
+    return _replay_corrupted(bench, stage, record, clean, slack)
+
+
+def _replay_certificates(bench: Bench, record: Record, clean: Record | None) -> Iterator[str]:
+    """Draw the certificates of a few samples of a record again; one line for each that differs.
+
+    All of them would cost as much as they did in the run. Rounding may turn the odd draw, so that a radius
+    is a little off.
+    """
+    where = f"{record.stage}, chunk {record.chunk}"
+    everything = bench.plan.positions(record.chunk)
+    if clean is None or len(clean.labels) != len(everything):
+        yield f"{where}: the clean pass of the same samples is missing"
+        return
+    positions = everything[np.asarray(clean.labels) == bench.data.y[bench.plan.ids][everything]]
+    if not len(record.labels) == len(record.radii) == len(positions):
+        yield f"{where}: it does not hold one radius per sample"
+        return
+    rows = np.unique(np.linspace(0, len(positions) - 1, min(_CERTIFIED, len(positions))).round().astype(int))
+    found = certified(bench, positions[rows])
+    for row, label, radius in zip(rows.tolist(), found.label.tolist(), found.radius.tolist(), strict=True):
+        said, stated = record.labels[row], record.radii[row]
+        if said != label or abs(stated - radius) > _OFF * max(radius, stated):
+            yield (
+                f"sample {bench.plan.ids[positions[row]]}: certificate: "
+                f"radius {radius:.4g} for class {label}, the run says {stated:.4g} for {said}"
+            )
+
+
+def _replay_corrupted(
+    bench: Bench, stage: Stage, record: Record, clean: Record | None, slack: float
+) -> Iterator[str]:
+    """Corrupt the samples of a record again and ask the model again; one line for each that differs.
+
+    Of a search, the transformations that broke a sample are replayed. That none breaks the others can only be
+    found by searching again.
     """
     where = f"{stage.key}, chunk {record.chunk}"
     everything = bench.plan.positions(record.chunk)

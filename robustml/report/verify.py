@@ -27,7 +27,7 @@ from ..stress.units import run_unit
 from ..targets import Target
 from .build import build_report
 from .model import Report
-from .replaying import replay_corrupted, replayed_predictions
+from .replaying import replay_unattacked, replayed_predictions
 
 __all__ = ["Verification", "verify_run"]
 
@@ -93,11 +93,9 @@ def verify_run(path: Path, target: Target, device: torch.device, *, rerun: int =
             elif record.stage == "clean":
                 problems += _replay_clean(bench, record)
                 replayed += len(record.labels)
-            elif by_key[record.stage].kind in CORRUPTING:
-                clean = next(
-                    (r for r in folder.records if (r.stage, r.chunk) == ("clean", record.chunk)), None
-                )
-                problems += replay_corrupted(bench, by_key[record.stage], record, clean, _slack(plan))
+            elif by_key[record.stage].kind in {"certificate"} | CORRUPTING:
+                clean = _clean_of(folder, record)
+                problems += replay_unattacked(bench, by_key[record.stage], record, clean, _slack(plan))
                 corrupted += replayed_predictions(record)
             elif record.broken:
                 problems += _replay_evidence(bench, folder, record, by_key[record.stage])
@@ -110,6 +108,10 @@ def verify_run(path: Path, target: Target, device: torch.device, *, rerun: int =
                 problems.append(f"journal: {error}")
     problems += _figures(plan, folder, target.data, report)
     return Verification(tuple(problems), replayed, counterexamples, units, corrupted)
+
+
+def _clean_of(folder: RunFolder, record: Record) -> Record | None:
+    return next((r for r in folder.records if (r.stage, r.chunk) == ("clean", record.chunk)), None)
 
 
 def _identity(plan: Plan, target: Target) -> Iterator[str]:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ..balls import TOLERANCE
-from ..certificates import ABSTAINED, certificate
+from ..certificates import ABSTAINED, Certificate, certificate
 from ..errors import InputError
 from ..inputs import InputSpec
 from ..sampling import Streams
@@ -33,7 +33,7 @@ from .randomized import Randomness, Seeded, take_vote
 if TYPE_CHECKING:
     from .curve import Known
 
-__all__ = ["CERTIFYING", "Certified", "certify", "longest", "recount", "risk_of"]
+__all__ = ["CERTIFYING", "Certified", "certified", "certify", "longest", "recount", "risk_of"]
 
 CERTIFYING = frozenset({"certificate", "contradiction"})
 """The kinds of stages that are carried out here."""
@@ -75,34 +75,37 @@ def certify(bench: Bench, stage: Stage, chunk: int, rows: Rows, limits: Limits) 
     Raises:
         BudgetSpent: if the deadline passes.
     """
-    plan, settings = bench.plan, bench.plan.suite.certificates
-    x, _, ids = bench.batch(rows.correct)
-    model = bench.model.inner if isinstance(bench.model, Seeded) else bench.model
-    streams = Streams.derive(plan.seed, "certificate", ids)
+    cost = bench.plan.suite.certificates.cost
     labels, radii = [], []
-    for start in range(0, len(x), _TOGETHER):
+    for start in range(0, len(rows.correct), _TOGETHER):
         if limits.deadline is not None and time.monotonic() >= limits.deadline:
             raise BudgetSpent("time")
-        few = torch.arange(start, min(start + _TOGETHER, len(x)), device=x.device)
-        found = certificate(
-            model,
-            x[few],
-            select=settings.select,
-            draws=settings.draws,
-            confidence=1 - risk_of(plan) / plan.samples,
-            source=streams.select(few),
-        )
+        found = certified(bench, rows.correct[start : start + _TOGETHER])
         labels += found.label.tolist()
         radii += found.radius.tolist()
         if limits.on_pass is not None:
-            limits.on_pass(len(few) * settings.cost)
+            limits.on_pass(len(found.label) * cost)
     return Record(
         stage=stage.key,
         chunk=chunk,
-        attempted=len(x),
-        forward=len(x) * settings.cost,
+        attempted=len(labels),
+        forward=len(labels) * cost,
         labels=labels,
         radii=radii,
+    )
+
+
+def certified(bench: Bench, positions: Array) -> Certificate:
+    """The certificates of some positions of the plan, whichever others there are."""
+    plan, settings = bench.plan, bench.plan.suite.certificates
+    x, _, ids = bench.batch(positions)
+    return certificate(
+        bench.model.inner if isinstance(bench.model, Seeded) else bench.model,
+        x,
+        select=settings.select,
+        draws=settings.draws,
+        confidence=1 - risk_of(plan) / plan.samples,
+        source=Streams.derive(plan.seed, "certificate", ids),
     )
 
 

@@ -20,6 +20,7 @@ from robustml.defenses.guards.smoothing import Smoothing, certify
 from robustml.errors import InputError
 from robustml.guards import Guard
 from robustml.inputs import InputSpec
+from robustml.report.build import build_report
 from robustml.report.model import Report
 from robustml.report.verify import verify_run
 from robustml.runs import merge_runs, run_target
@@ -207,6 +208,22 @@ def test_verification_draws_certificates_again(tmp_path: Path) -> None:
     first = f'"radii":[{record.radii[0]!r}'
     assert first in journal.read_text()
     journal.write_text(journal.read_text().replace(first, '"radii":[0.123'))
+    problems = verify_run(tmp_path / "run", made, CPU, rerun=100).problems
+    assert any("sample 3: certificate: radius" in line and "says 0.123" in line for line in problems)
+
+
+def test_certificates_that_were_not_replayed_are_compared_when_units_are_done_again(tmp_path: Path) -> None:
+    made = chosen(tmp_path, batch=30)
+    run(made, tmp_path / "run")
+    journal = tmp_path / "run" / "journal.jsonl"
+    record = next(r for r in records_of(tmp_path / "run") if r.stage == "certificate")
+    # A little is within what rounding could do to one sample, but not to one that is done again as it was.
+    changed = f"{record.radii[1]!r}", f"{record.radii[1] * 1.01!r}"
+    journal.write_text(journal.read_text().replace(*changed))
+    build_report(RunFolder.open(tmp_path / "run")[1], RunFolder.open(tmp_path / "run")[0], made.data).save(
+        tmp_path / "run" / "report.json"
+    )
+    assert verify_run(tmp_path / "run", made, CPU).problems == ()
     problems = verify_run(tmp_path / "run", made, CPU, rerun=100).problems
     assert any("certificate, chunk 0: done again, it differs on radii" in line for line in problems)
 
