@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from scipy.stats import binom, fisher_exact, ks_2samp
 from torch import Tensor, nn
 
@@ -219,6 +222,32 @@ def test_many_threads_lose_nothing() -> None:
         guard: {reason: 200 * count for reason, count in counts.items()}
         for guard, counts in once["reasons"].items()
     }
+
+
+ANYTHING = st.one_of(
+    st.none(),
+    st.binary(max_size=20),
+    st.lists(st.floats() | st.text(max_size=3), max_size=5),
+    st.dictionaries(
+        st.sampled_from(["a", "b", "c", "d", "e"]), st.lists(st.floats(), min_size=2, max_size=2)
+    ),
+    hnp.arrays(np.float64, st.sampled_from([(0, 4), (4,), (1, 4), (3, 4), (3, 5)]), elements=st.floats()),
+)
+
+
+@given(st.lists(ANYTHING, min_size=1, max_size=4))
+@settings(max_examples=500)
+def test_every_input_is_counted_once_whatever_comes(raws: list[Any]) -> None:
+    watch = monitor(Validate(), Shy(), keep=8)
+    answered = [watch.predict(raw) for raw in raws]
+    labels = np.concatenate([answers.labels for answers in answered])
+    now, found = watch.counters(), parsed(watch.prometheus())
+    assert now["calls"] == len(raws)
+    assert now["inputs"] == len(labels) == now["accepted"] + now["rejected"]
+    assert now["rejected"] == (labels == -1).sum() == sum(sum(of.values()) for of in now["reasons"].values())
+    assert now["labels"] == {label: (labels == label).sum() for label in range(3)}
+    assert sum(found.get("robustml_rejected_total", {}).values()) == now["rejected"]
+    assert not len(labels) or watch.drift().inputs == min(len(labels), 8)
 
 
 # Of so many simulated windows, and at a rate at which alarms are frequent enough to be counted.

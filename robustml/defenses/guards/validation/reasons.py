@@ -143,7 +143,7 @@ class Columnar:
 
 
 class Refusals(Sequence[Refusal]):
-    """All refusals of one check: those that concern everything first, then row by row."""
+    """All refusals of one check: first what is no input at all, then what breaks a rule, each by row."""
 
     def __init__(self, single: Sequence[Refusal] = (), columnar: Columnar | None = None) -> None:
         self._single, self._columnar = tuple(single), columnar
