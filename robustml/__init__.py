@@ -32,6 +32,7 @@ _HOMES = {
     "attack": "registry",
     "compare": "report.compare",
     "guard": "guards",
+    "harden": "defenses.training",
     "load_target": "targets",
     "stress_test": "api",
 }
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from .api import stress_test as stress_test
     from .classifier import BlackBox as BlackBox
     from .classifier import Classifier as Classifier
+    from .defenses.training import harden as harden
     from .errors import InputError as InputError
     from .errors import RobustmlError as RobustmlError
     from .errors import RunError as RunError

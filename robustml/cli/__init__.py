@@ -14,7 +14,7 @@ import click
 
 from .. import __version__
 from ..errors import RobustmlError
-from . import compare, doctor, init, listing, report, stress, verify
+from . import compare, doctor, harden, init, listing, report, stress, verify
 from .options import discard_stdout
 
 __all__ = ["cli", "main"]
@@ -38,6 +38,7 @@ for command in (
     init.init,
     doctor.doctor,
     stress.stress,
+    harden.harden,
     report.report,
     verify.verify,
     compare.compare,

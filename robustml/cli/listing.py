@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 __all__ = ["describe", "list_"]
 
-_KINDS = ("attacks", "corruptions", "guards", "suites", "targets", "diagnostics")
+_KINDS = ("attacks", "corruptions", "guards", "recipes", "suites", "targets", "diagnostics")
 
 
 @click.command("list")
 @click.argument("kind", type=Choice(_KINDS), required=False)
 @json_option
 def list_(kind: str | None, json: bool) -> None:
-    """List the attacks, corruptions, guards, suites, targets or diagnostics; all if KIND is not given."""
+    """List what there is of one KIND, or of all of them if it is not given."""
     tables = {name: _table(name) for name in ([kind] if kind else _KINDS)}
     if json:
         write_json(tables)
@@ -51,6 +51,10 @@ def _table(kind: str) -> list[dict[str, Any]]:
             {"name": name, "summary": summary_of(found), "reference": reference_of(found)}
             for name, found in all_guards().items()
         ]
+    if kind == "recipes":
+        from ..defenses.training.recipe import load_recipe, recipe_names
+
+        return [{"name": name, "summary": load_recipe(name).description} for name in recipe_names()]
     if kind == "diagnostics":
         from ..stress.diagnostics import CODES
 
