@@ -272,7 +272,7 @@ def test_what_it_refuses() -> None:
         (lambda: fit(model, x, layer=""), 'layer=\'\' is not the name of a submodule, "logits" or "input"'),
         (lambda: fit(model, x, pool="yes"), "pool='yes' is not true or false"),
         (lambda: fit(model, x[:, 0]), r"x has shape \(60, 6, 6\); \(n, 1, 6, 6\) is wanted"),
-        (lambda: fit(model, x.tolist()), "x is list; give an array or a tensor"),
+        (lambda: fit(model, x.tolist()), "x is list; give an array or a tensor of inputs"),
         (lambda: fit(model, x * torch.nan), "x holds numbers that are not finite"),
         (lambda: fit(model, x, torch.zeros(60)), "y has torch.float32 of shape"),
         (lambda: fit(model, x, torch.full((60,), 3)), r"y holds a label outside \[0, 2\]"),

@@ -15,7 +15,7 @@ from ...estimates import clopper_pearson
 from ...inputs import InputSpec
 from ...sampling import splitmix64
 
-__all__ = ["Calibration", "at_least", "calibrated", "clean_batch", "needed", "rate", "shuffled"]
+__all__ = ["Calibration", "at_least", "batch_of", "calibrated", "needed", "rate", "shuffled"]
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,14 @@ def at_least(name: str, value: object, low: int) -> int:
     return int(value)
 
 
-def clean_batch(x: object, inputs: InputSpec) -> torch.Tensor:
-    """Clean inputs (n, *shape) as a tensor of the precision of `inputs`.
+def batch_of(x: object, inputs: InputSpec) -> torch.Tensor:
+    """Inputs (n, *shape) as a tensor of the precision of `inputs`.
 
     Raises:
         InputError: for something else, or numbers that are not finite.
     """
     if not isinstance(x, (np.ndarray, torch.Tensor)):
-        raise InputError(f"x is {type(x).__name__}; give an array or a tensor of clean inputs")
+        raise InputError(f"x is {type(x).__name__}; give an array or a tensor of inputs")
     if tuple(x.shape[1:]) != inputs.shape or x.ndim == 0:
         wanted = ", ".join(map(str, inputs.shape))
         raise InputError(f"x has shape {tuple(x.shape)}; (n, {wanted}) is wanted")

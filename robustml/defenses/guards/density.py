@@ -21,7 +21,7 @@ from ...errors import InputError, brief, suggest
 from ...guarded import Guarded
 from ...guards import Answer, Answers, Guard, guard
 from ...inputs import InputSpec
-from .calibration import Calibration, at_least, calibrated, clean_batch, needed, rate, shuffled
+from .calibration import Calibration, at_least, batch_of, calibrated, needed, rate, shuffled
 
 __all__ = ["DensityDetector"]
 
@@ -124,7 +124,7 @@ class DensityDetector(Guard):
             )
         if model.outputs == "labels" and made.layer == "logits":
             raise InputError('layer="logits" of a model that gives labels says nothing; take "input"')
-        clean = clean_batch(x, model.inputs)
+        clean = batch_of(x, model.inputs)
         if len(clean) < 2 * needed(made.fpr):
             raise InputError(
                 f"fpr={made.fpr:g} needs {2 * needed(made.fpr)} inputs, a half of them for the threshold; "
@@ -196,10 +196,11 @@ class DensityDetector(Guard):
         if self.method == "mahalanobis":
             whitened = spread @ self.whitening.to(features.dtype)
             # Without matrix products, which lose the digits of small distances.
-            apart = torch.cdist(whitened, reference, compute_mode="donot_use_mm_for_euclid_dist")
-            return apart.square().amin(1)
+            return (
+                torch.cdist(whitened, reference, compute_mode="donot_use_mm_for_euclid_dist").square().amin(1)
+            )
         nearest = torch.cdist(spread.detach(), reference).topk(self.k, largest=False).indices
-        apart = torch.linalg.vector_norm(spread[:, None] - reference[nearest], dim=2)
+        apart: Tensor = torch.linalg.vector_norm(spread[:, None] - reference[nearest], dim=2)
         return apart.mean(1)
 
     def _gathered(self, model: Model, x: Tensor, batch: int) -> tuple[Tensor, Tensor]:
