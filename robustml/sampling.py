@@ -23,17 +23,23 @@ _MIX_A = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_B = -7723592293110705685  # 0x94D049BB133111EB
 
 
-def _shift_right(z: Tensor, bits: int) -> Tensor:
+def _shift_right(z: Tensor, bits: int, out: Tensor | None = None) -> Tensor:
     # torch shifts int64 arithmetically; masking the copied sign bits makes the shift logical.
-    return (z >> bits) & ((1 << (64 - bits)) - 1)
+    shifted = torch.bitwise_right_shift(z, bits, out=out)
+    shifted &= (1 << (64 - bits)) - 1
+    return shifted
 
 
 def splitmix64(state: Tensor) -> Tensor:
     """Return the SplitMix64 output that follows each int64 `state` (any shape)."""
     z = state + _GOLDEN
-    z = (z ^ _shift_right(z, 30)) * _MIX_A
-    z = (z ^ _shift_right(z, 27)) * _MIX_B
-    return z ^ _shift_right(z, 31)
+    # In place, since most of the time would go into memory for what lies between.
+    shifted = torch.empty_like(z)
+    for bits, factor in ((30, _MIX_A), (27, _MIX_B)):
+        z ^= _shift_right(z, bits, out=shifted)
+        z *= factor
+    z ^= _shift_right(z, 31, out=shifted)
+    return z
 
 
 class Streams:
@@ -76,7 +82,8 @@ class Streams:
     def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Draw uniformly from [0, 1): (n, *shape)."""
         digits = 53 if dtype == torch.float64 else 24
-        return _shift_right(self.bits(*shape), 64 - digits).to(dtype) * 2.0**-digits
+        bits = self.bits(*shape)
+        return _shift_right(bits, 64 - digits, out=bits).to(dtype).mul_(2.0**-digits)
 
     def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Draw from the standard normal distribution: (n, *shape)."""

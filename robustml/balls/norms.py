@@ -44,8 +44,10 @@ class LinfBall(Ball):
     def _no_further(self, exact: Tensor, reach: Tensor | float) -> Tensor:
         # x + eps is rounded; where it was rounded outwards, step one float back towards x.
         edge = exact.to(self.x.dtype)
-        too_far = (edge.double() - self.x.double()).abs() > reach
-        return torch.where(too_far, torch.nextafter(edge, self.x), edge)
+        distance = torch.sub(edge.double(), self.x.double()).abs_()
+        # A comparison that writes numbers: choosing by a mask costs many times as much.
+        too_far = torch.gt(distance, reach, out=torch.empty_like(edge))
+        return torch.lerp(edge, torch.nextafter(edge, self.x), too_far)
 
     def _last_level(self, exact: Tensor, reach: Tensor | float) -> Tensor:
         """The furthest level within reach, on the side of an edge; the input itself if there is none."""
