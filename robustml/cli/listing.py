@@ -92,7 +92,10 @@ def _corruptions() -> list[dict[str, Any]]:
 @click.argument("name")
 @json_option
 def describe(name: str, json: bool) -> None:
-    """Explain an attack, a corruption, a guard, a suite, a built-in target or a diagnostic by NAME."""
+    """Explain an attack, a corruption, a guard, a suite, a built-in target or a diagnostic by NAME.
+
+    A recipe is called recipe:NAME, since it is named like the objective that it uses.
+    """
     facts = _facts(name)
     if json:
         write_json(facts)
@@ -110,6 +113,9 @@ def _facts(name: str) -> dict[str, Any]:
     from ..stress.suite import load_suite, suite_names
     from ..targets import BUILTIN_TARGETS
 
+    kind, colon, rest = name.partition(":")
+    if colon and kind == "recipe":
+        return _recipe(rest)
     if name.upper() in CODES:
         return {"diagnostic": name.upper(), **vars(CODES[name.upper()])}
     if name in BUILTIN_TARGETS:
@@ -175,6 +181,19 @@ def _guard(name: str) -> dict[str, Any] | None:
     options = [f"{option}: {type_} = {default!r}" for option, type_, default in parameters_of(kind)]
     facts = {"guard": name, "summary": summary_of(kind), "reference": reference_of(kind)}
     return {**facts, **({"it": ", ".join(does)} if does else {}), "options": options}
+
+
+def _recipe(name: str) -> dict[str, Any]:
+    from ..defenses.training.recipe import load_recipe
+
+    recipe = load_recipe(name)
+    facts: dict[str, Any] = {"recipe": recipe.name, "summary": recipe.description}
+    facts["objective"] = _options(recipe.objective)
+    if recipe.term:
+        facts["terms"] = [_options(entry) for entry in recipe.term]
+    if recipe.teacher is not None:
+        facts["teacher"] = f"{recipe.teacher.recipe} {_options(recipe.teacher.settings)}".rstrip()
+    return {**facts, "settings": _options(recipe.settings)}
 
 
 def _asked(settings: CorruptionSettings) -> list[str]:

@@ -174,7 +174,15 @@ def test_init_writes_a_start_and_replaces_nothing(tmp_path: Path, monkeypatch, c
 
 def test_list_and_describe_cover_everything(command) -> None:
     listed = json.loads(command("list", "--json").out)
-    assert set(listed) == {"attacks", "corruptions", "suites", "targets", "diagnostics"}
+    assert set(listed) == {
+        "attacks",
+        "corruptions",
+        "diagnostics",
+        "guards",
+        "recipes",
+        "suites",
+        "targets",
+    }
     assert {row["name"] for row in listed["attacks"]} == {*all_attacks(), "art:NAME"}
     assert {row["name"] for row in listed["targets"]} == set(BUILTIN_TARGETS)
     text = command("list").out
@@ -185,8 +193,10 @@ def test_list_and_describe_cover_everything(command) -> None:
             assert row["summary"]
             assert row["summary"] in text
             if row["name"] != "art:NAME":
-                facts = json.loads(command("describe", row["name"], "--json").out)
-                shown = command("describe", row["name"]).out
+                # Recipes are called like what they use.
+                name = f"recipe:{row['name']}" if kind == "recipes" else row["name"]
+                facts = json.loads(command("describe", name, "--json").out)
+                shown = command("describe", name).out
                 assert all(f"{key}:" in shown for key in facts)
 
 

@@ -1,7 +1,25 @@
-"""Guards, one file each; importing this registers them all."""
+"""Guards, one file each; naming a file here registers its guard."""
 
-from . import density, filters, jpeg, smoothing, squeeze_detector, squeezing
+from .density import DensityDetector
+from .filters import MedianSmoothing, NonLocalMeans
+from .jpeg import JPEG
 from .monitor import Monitor
+from .smoothing import Smoothing, certify, predict
+from .squeeze_detector import SqueezeDetector
+from .squeezing import BitDepth, Decimals
 from .validation import Validate
 
-__all__ = ["Monitor", "Validate", "density", "filters", "jpeg", "smoothing", "squeeze_detector", "squeezing"]
+__all__ = [
+    "JPEG",
+    "BitDepth",
+    "Decimals",
+    "DensityDetector",
+    "MedianSmoothing",
+    "Monitor",
+    "NonLocalMeans",
+    "Smoothing",
+    "SqueezeDetector",
+    "Validate",
+    "certify",
+    "predict",
+]
