@@ -22,6 +22,8 @@ from ..threats import Threat, overwrite_, per_row
 
 __all__ = ["Columns", "Search", "Watched"]
 
+_CALM = 9  # checks as from this step on for samples that are not new; the first comes after four steps
+
 
 @runtime_checkable
 class Watched(Protocol):
@@ -67,6 +69,7 @@ class Search:
         self._all = (x, y, threat.around(x), streams)
         self._aims: Tensor | None = None
         self.target = y
+        self._delay = 0
         self._activate(torch.arange(len(x), device=x.device))
 
     def _activate(self, rows: Tensor, restart: int | None = None) -> None:
@@ -100,6 +103,7 @@ class Search:
             among: Leave out the samples of the batch where this is False, bool (n,).
         """
         self._merge()
+        self._delay = _CALM if number else 0
         chosen = ~self.broken if among is None else ~self.broken & among
         self._activate(chosen.nonzero()[:, 0], number)
         return len(self) > 0
@@ -191,12 +195,13 @@ class Search:
 
         Args:
             step: The step just finished, from 0. The checks come at every step at first, where most of
-                the breaking happens, and further and further apart later.
+                the breaking happens, and further and further apart later; in a restart after the first, of
+                samples that have stood already, at no more than every fourth step.
             state: The attack's own per-sample state, cut down alongside.
             done: Samples that the attack has finished with beside the broken ones, bool (n,). They can stay
                 for a while, so their state must remain harmless.
         """
-        if not _is_check(step):
+        if not _is_check(step + self._delay):
             return True
         leaving = self._hit if done is None else self._hit | done
         size = _rung(int((~leaving).sum()))

@@ -9,7 +9,7 @@ from ..threats import Ball
 
 __all__ = ["free_gradient", "sparse_ascent"]
 
-_HALVINGS = 12
+_HALVINGS = 15
 
 
 def sparse_ascent(gradient: Tensor, share: Tensor) -> Tensor:

@@ -38,7 +38,8 @@ def _hold_memory() -> None:
 
     By default glibc hands memory back to the system as soon as some megabytes are free, at the end of a
     backward pass as a rule, and to fault it in again takes as long as half of a pass of a small network.
-    `give_back` still returns all of it, when the batch has changed its size. Elsewhere there is no such option.
+    `give_back` still returns all of it, when the batch has changed its size. Elsewhere there is no such
+    option.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         library = ctypes.CDLL(None)

@@ -130,7 +130,7 @@ def _start(search: Search, climb: Climb, z: Tensor, step: float, *, record: bool
 
 def _moved(z: Tensor, x: Tensor) -> Tensor:
     """How many features of each input have changed: (n,)."""
-    return (z != x).flatten(1).sum(1).to(z.dtype)
+    return torch.ne(z, x, out=torch.empty_like(z)).flatten(1).sum(1)
 
 
 def _run(search: Search, climb: Climb, steps: int) -> Tensor:
@@ -228,7 +228,7 @@ def _widened(search: Search, climb: Climb, z: Tensor, steps: int, width: float) 
     ball = threat.at(min(width * threat.eps, widest)).around(search.x)
     state = _start(search, climb, ball.project(z), ball.eps, record=False)
     for step in range(1, steps):
-        state.z = ball.project(state.z + _sparse_step(state))
+        state.z = _sparse_step(state, ball)
         _evaluate(state, climb, record=False)
         _adapt_sparsity(state, search, ball, step, steps)
     return state.best
@@ -241,7 +241,7 @@ def _stage(search: Search, climb: Climb, z: Tensor, steps: int, along: _Point) -
     for step in range(1, steps + 1):
         if not search.prune(step - 1, state):
             break
-        state.z = search.ball.project(state.z + _sparse_step(state))
+        state.z = _sparse_step(state, search.ball)
         if step == steps:
             search.look(state.z)
             break
@@ -251,8 +251,8 @@ def _stage(search: Search, climb: Climb, z: Tensor, steps: int, along: _Point) -
     return state.best
 
 
-def _sparse_step(state: _State) -> Tensor:
-    return per_row(state.step, state.z) * sparse_ascent(state.gradient, state.density)
+def _sparse_step(state: _State, ball: Ball) -> Tensor:
+    return ball.advance(state.z, sparse_ascent(state.gradient, state.density), state.step)
 
 
 def _adapt_sparsity(state: _State, search: Search, ball: Ball, step: int, steps: int) -> None:

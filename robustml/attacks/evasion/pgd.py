@@ -92,7 +92,7 @@ def _begin(search: Search) -> _State:
 
 def _compare(state: _State, step: int, length: float) -> None:
     """Notice an iterate that was there before: a step depends on the iterate alone (Brent 1980)."""
-    apart = torch.linalg.vector_norm((state.z - state.anchor).flatten(1), torch.inf, dim=1)
+    apart = (state.z - state.anchor).flatten(1).abs_().amax(1)
     state.cycling = state.cycling | (apart <= _SAME * length)
     if (step + 1) & step == 0:
         state.anchor = state.z
