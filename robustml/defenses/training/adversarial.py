@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -12,10 +13,12 @@ from ...classifier import Classifier
 from ...errors import InputError, brief
 from ...inputs import InputSpec
 from ...losses import cross_entropy
-from ...threats import Threat
-from .objective import Answers, Batch, Objective, ascend
+from ...threats import Ball, Threat
+from .objective import Answers, Batch, Loss, Objective, ascend
 
 __all__ = ["PGD", "Bounded", "whole"]
+
+_LEAST = 0.02  # of eps, where it begins to grow
 
 
 def whole(name: str, value: object, least: int) -> None:
@@ -36,11 +39,14 @@ class Bounded(Objective):
         threat: The threat model; L0 has no gradient steps to train with.
         steps: Gradient steps that craft a view.
         step: The length of each, as a share of eps; None for 2.5 / steps (Madry et al. 2018, section 5).
+        ramp: The share of the run in which eps grows from 0 to its full size; a small network that meets a
+            large eps at once may learn nothing.
     """
 
     threat: Threat
     steps: int = 10
     step: float | None = None
+    ramp: float = 0.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.threat, Threat):
@@ -50,6 +56,8 @@ class Bounded(Objective):
         whole("steps", self.steps, 0)
         if self.step is not None and not (isinstance(self.step, (int, float)) and self.step > 0):
             raise InputError(f"step={brief(self.step)} is not a number above 0")
+        if not (isinstance(self.ramp, (int, float)) and 0 <= self.ramp <= 1):
+            raise InputError(f"ramp={brief(self.ramp)} is not a share from 0 to 1")
 
     @property
     def threats(self) -> tuple[Threat, ...]:
@@ -57,9 +65,26 @@ class Bounded(Objective):
 
     @property
     def length(self) -> float:
-        """The length of a step, in units of the norm."""
-        share = 2.5 / max(self.steps, 1) if self.step is None else self.step
-        return share * self.threat.eps
+        """The length of a step as a share of eps."""
+        return 2.5 / max(self.steps, 1) if self.step is None else self.step
+
+    def ball(self, batch: Batch) -> Ball:
+        """The balls that this batch is trained within."""
+        grown = 1.0 if batch.progress >= self.ramp else max(batch.progress / self.ramp, _LEAST)
+        threat = self.threat if grown == 1.0 else self.threat.at(grown * self.threat.eps)
+        return threat.around(batch.x)
+
+    def climbed(
+        self,
+        ask: Callable[[Tensor], Tensor],
+        batch: Batch,
+        ball: Ball,
+        start: Tensor,
+        loss: Loss | None = None,
+    ) -> Tensor:
+        """The point that the gradient steps of this objective lead to, from a start (n, *shape)."""
+        length = self.length * ball.threat.eps
+        return ascend(ask, ball, batch.y, start, steps=self.steps, length=length, loss=loss or cross_entropy)
 
     def within(self, inputs: InputSpec) -> Self:
         return dataclasses.replace(self, threat=self.threat.within(inputs))
@@ -84,9 +109,8 @@ class PGD(Bounded):
             raise InputError(f"clean={brief(self.clean)} is not a share from 0 to 1")
 
     def craft(self, model: Classifier, batch: Batch) -> Tensor:
-        ball = self.threat.around(batch.x)
-        start = ball.random(batch.streams)
-        return ascend(model, ball, batch.y, start, steps=self.steps, length=self.length)
+        ball = self.ball(batch)
+        return self.climbed(model, batch, ball, ball.random(batch.streams))
 
     def losses(self, ask: Answers, batch: Batch, z: Tensor) -> Tensor:
         losses = cross_entropy(ask(z), batch.y)

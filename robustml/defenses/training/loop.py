@@ -86,6 +86,7 @@ class Run:
         steps = len(self.source) * self.objective.replays * settings.epochs
         self.schedule = settings.make_schedule(self.optimizer, steps)
         self.average: AveragedModel | None = settings.make_average(self.model)
+        self._steps = 0
 
     def go(self, out: Path | None, *, resume: bool) -> None:
         """Train, with a checkpoint after each epoch if there is a folder for it.
@@ -96,6 +97,7 @@ class Run:
         if resume:
             assert out is not None
             self._restore(out / _FILE)
+            self._steps = len(self.history) * len(self.source) * self.objective.replays
         for number in range(len(self.history) + 1, self.settings.epochs + 1):
             if self._is_patient():
                 break
@@ -149,6 +151,7 @@ class Run:
         if self.settings.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         self.optimizer.step()
+        self._steps += 1
         if self.schedule is not None:
             self.schedule.step()
         if self.average is not None and self.settings.averages_steps:
@@ -165,7 +168,8 @@ class Run:
         x, y, ids = part
         streams = Streams.derive(self.settings.seed, f"train/{number}/{replay}", ids)
         moved = Streams(streams.keys.to(self.device))
-        return Batch(x.to(self.device), y.to(self.device), ids, moved, memory)
+        progress = self._steps / max(len(self.source) * self.objective.replays * self.settings.epochs, 1)
+        return Batch(x.to(self.device), y.to(self.device), ids, moved, progress, memory)
 
     def _backward(self, batch: Batch, count: int) -> Tensor:
         """Add the gradients of one micro-batch; the sum of its losses, and how many it got right."""

@@ -31,6 +31,7 @@ class Batch:
         y: Labels int64 (n,).
         ids: What the samples are called, int64 (n,): they key the random numbers of each.
         streams: Random numbers for this step, one stream per sample.
+        progress: The share of the run that lies behind this step, from 0 to 1.
         memory: What an objective keeps from step to step within an epoch.
     """
 
@@ -38,6 +39,7 @@ class Batch:
     y: Tensor
     ids: Tensor
     streams: Streams
+    progress: float = 0.0
     memory: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:

@@ -181,7 +181,14 @@ def test_weights_are_saved_with_their_provenance(tmp_path) -> None:
     with safetensors.safe_open(tmp_path / "w.safetensors", framework="pt") as file:
         about = json.loads(file.metadata()["robustml"])
         assert torch.equal(file.get_tensor("0.weight"), weights(hardened)["0.weight"])
-    assert about["objective"] == {"name": "pgd", "threat": "linf:0.1", "steps": 1, "step": None, "clean": 0.0}
+    assert about["objective"] == {
+        "name": "pgd",
+        "threat": "linf:0.1",
+        "steps": 1,
+        "step": None,
+        "ramp": 0.0,
+        "clean": 0.0,
+    }
     assert about["settings"]["seed"] == 5
     assert len(about["data_sha256"]) == 64
 
