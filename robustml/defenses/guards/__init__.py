@@ -4,6 +4,7 @@ from .density import DensityDetector
 from .filters import MedianSmoothing, NonLocalMeans
 from .jpeg import JPEG
 from .monitor import Monitor
+from .queries import QueryDetector
 from .smoothing import Smoothing, certify, predict
 from .squeeze_detector import SqueezeDetector
 from .squeezing import BitDepth, Decimals
@@ -17,6 +18,7 @@ __all__ = [
     "MedianSmoothing",
     "Monitor",
     "NonLocalMeans",
+    "QueryDetector",
     "Smoothing",
     "SqueezeDetector",
     "Validate",
