@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 from torch import Tensor
@@ -16,7 +18,7 @@ from ...losses import cross_entropy
 from ...threats import Ball, Threat
 from .objective import Answers, Batch, Loss, Objective, ascend
 
-__all__ = ["PGD", "Bounded", "whole"]
+__all__ = ["PGD", "Against", "Bounded", "positive", "whole"]
 
 _LEAST = 0.02  # of eps, where it begins to grow
 
@@ -31,31 +33,37 @@ def whole(name: str, value: object, least: int) -> None:
         raise InputError(f"{name}={brief(value)} is not a whole number of at least {least}")
 
 
+def positive(name: str, value: object, *, zero: bool = False) -> None:
+    """Refuse what is not a finite number above 0, or of at least 0.
+
+    Raises:
+        InputError: naming the argument.
+    """
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        number = float(value)
+        if 0 < number < math.inf or (zero and number == 0):
+            return
+    raise InputError(f"{name}={brief(value)} is not a finite number {'of at least' if zero else 'above'} 0")
+
+
 @dataclass(frozen=True)
-class Bounded(Objective):
-    """An objective that crafts views within one threat model.
+class Against(Objective):
+    """An objective that defends against one threat model.
 
     Args:
         threat: The threat model; L0 has no gradient steps to train with.
-        steps: Gradient steps that craft a view.
-        step: The length of each, as a share of eps; None for 2.5 / steps (Madry et al. 2018, section 5).
         ramp: The share of the run in which eps grows from 0 to its full size; a small network that meets a
             large eps at once may learn nothing.
     """
 
     threat: Threat
-    steps: int = 10
-    step: float | None = None
-    ramp: float = 0.0
+    ramp: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.threat, Threat):
             raise InputError(f"threat={brief(self.threat)} is not a threat model, as in Linf(8/255)")
         if self.threat.norm == "l0":
             raise InputError("threat is L0, which has no gradient steps to train with; use L1 or L2")
-        whole("steps", self.steps, 0)
-        if self.step is not None and not (isinstance(self.step, (int, float)) and self.step > 0):
-            raise InputError(f"step={brief(self.step)} is not a number above 0")
         if not (isinstance(self.ramp, (int, float)) and 0 <= self.ramp <= 1):
             raise InputError(f"ramp={brief(self.ramp)} is not a share from 0 to 1")
 
@@ -63,16 +71,46 @@ class Bounded(Objective):
     def threats(self) -> tuple[Threat, ...]:
         return (self.threat,)
 
+    def reach(self, batch: Batch) -> float:
+        """The eps that this batch is trained within."""
+        grown = 1.0 if batch.progress >= self.ramp else max(batch.progress / self.ramp, _LEAST)
+        return grown * self.threat.eps
+
+    def ball(self, batch: Batch) -> Ball:
+        """The balls that this batch is trained within."""
+        ball, reach = self.threat.around(batch.x), self.reach(batch)
+        if reach == self.threat.eps:
+            return ball
+        # Not a threat model of that eps: it may be too small for one, where values have levels.
+        return ball.resized(batch.x.new_full((len(batch),), reach))
+
+    def within(self, inputs: InputSpec) -> Self:
+        return dataclasses.replace(self, threat=self.threat.within(inputs))
+
+
+@dataclass(frozen=True)
+class Bounded(Against):
+    """An objective that crafts views within one threat model, by projected gradient ascent.
+
+    Args:
+        threat, ramp: As for `Against`.
+        steps: Gradient steps that craft a view.
+        step: The length of each, as a share of eps; None for 2.5 / steps (Madry et al. 2018, section 5).
+    """
+
+    steps: int = 10
+    step: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("steps", self.steps, 0)
+        if self.step is not None:
+            positive("step", self.step)
+
     @property
     def length(self) -> float:
         """The length of a step as a share of eps."""
         return 2.5 / max(self.steps, 1) if self.step is None else self.step
-
-    def ball(self, batch: Batch) -> Ball:
-        """The balls that this batch is trained within."""
-        grown = 1.0 if batch.progress >= self.ramp else max(batch.progress / self.ramp, _LEAST)
-        threat = self.threat if grown == 1.0 else self.threat.at(grown * self.threat.eps)
-        return threat.around(batch.x)
 
     def climbed(
         self,
@@ -83,11 +121,8 @@ class Bounded(Objective):
         loss: Loss | None = None,
     ) -> Tensor:
         """The point that the gradient steps of this objective lead to, from a start (n, *shape)."""
-        length = self.length * ball.threat.eps
+        length = self.length * self.reach(batch)
         return ascend(ask, ball, batch.y, start, steps=self.steps, length=length, loss=loss or cross_entropy)
-
-    def within(self, inputs: InputSpec) -> Self:
-        return dataclasses.replace(self, threat=self.threat.within(inputs))
 
 
 @dataclass(frozen=True)
@@ -95,7 +130,7 @@ class PGD(Bounded):
     """Adversarial training: cross-entropy at the worst point that PGD finds (Madry et al. 2018, equation 2).
 
     Args:
-        threat, steps, step: As for `Bounded`; the search begins at a random point of the ball.
+        threat, steps, step, ramp: As for `Bounded`; the search begins at a random point of the ball.
         clean: The share of the loss that goes to the inputs as they are, from 0 to 1.
     """
 

@@ -19,7 +19,7 @@ from ...errors import InputError, brief
 from ...losses import cross_entropy
 from .adversarial import Bounded
 from .hardening import Hardened, harden
-from .objective import Answers, Batch, Objective, ascend
+from .objective import Answers, Batch, Objective
 
 __all__ = ["AdversarialDistillation", "Distillation", "Tempered", "distill"]
 
@@ -129,7 +129,7 @@ class AdversarialDistillation(Bounded):
 
     Args:
         teacher: Adversarially trained; the student inherits what robustness it has.
-        threat, steps, step: As for `Bounded`.
+        threat, steps, step, ramp: As for `Bounded`.
         clean: The share of the loss that goes to the inputs as they are, from 0 to 1; 1/6 in the authors'
             experiments.
     """
@@ -150,10 +150,10 @@ class AdversarialDistillation(Bounded):
         return log_softmax(_answers(self.teacher, batch.x), 1)
 
     def craft(self, model: Classifier, batch: Batch) -> Tensor:
-        ball = self.threat.around(batch.x)
-        start = ball.random(batch.streams)
+        ball = self.ball(batch)
         soft = self._soft(batch)
-        return ascend(model, ball, soft, start, steps=self.steps, length=self.length, loss=divergence)
+        start = ball.random(batch.streams)
+        return self.climbed(model, batch, ball, start, lambda logits, _: divergence(logits, soft))
 
     def losses(self, ask: Answers, batch: Batch, z: Tensor) -> Tensor:
         soft = self._soft(batch)

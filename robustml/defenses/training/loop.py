@@ -40,7 +40,8 @@ class Epoch:
         loss: Mean over the samples, terms about samples included.
         accuracy: Share of the views learned from that were classified correctly at that time.
         clean: Accuracy on the validation data, None without any.
-        robust: Of that, what withstands a short attack; None for an objective without threat model.
+        robust: Of that, what withstands a short attack within each threat model of the objective; None for
+            one without any.
         learning_rate: At the end.
         seconds: Training alone.
     """
@@ -231,7 +232,7 @@ class Run:
         model = self.deployed
         model.eval()
         try:
-            return accuracies(model, *self.held, self.objective.threats[:1], self.settings.seed, self.device)
+            return accuracies(model, *self.held, self.objective.threats, self.settings.seed, self.device)
         finally:
             model.train()
 

@@ -52,6 +52,7 @@ class Answers:
     def __init__(self, model: Classifier) -> None:
         self.model = model
         self._known: list[tuple[Tensor, Tensor]] = []
+        self._split: list[tuple[Tensor, tuple[Tensor, ...]]] = []
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (n, classes), with the graph that leads to the weights."""
@@ -61,6 +62,16 @@ class Answers:
         logits = self.model(x)
         self._known.append((x, logits))
         return logits
+
+    def views(self, z: Tensor, n: int) -> tuple[Tensor, ...]:
+        """The views of n samples, (n, *shape) each; the very same tensors whenever it is asked."""
+        if len(z) == n:
+            return (z,)
+        for whole, parts in self._split:
+            if whole is z:
+                return parts
+        self._split.append((z, torch.split(z, n)))
+        return self._split[-1][1]
 
     def right(self, y: Tensor) -> Tensor:
         """How many samples the first answer got right, a tensor of one number."""
@@ -82,7 +93,7 @@ class Objective(ABC):
 
     @property
     def threats(self) -> tuple[Threat, ...]:
-        """What it defends against; the validation that chooses the epoch attacks within the first one."""
+        """What it defends against; the validation that chooses the epoch attacks within all of them."""
         return ()
 
     @property
@@ -100,7 +111,10 @@ class Objective(ABC):
         return self
 
     def craft(self, model: Classifier, batch: Batch) -> Tensor:
-        """Views of the batch to learn from (n, *shape); the model is in evaluation mode meanwhile."""
+        """Views of the batch to learn from; the model is in evaluation mode meanwhile.
+
+        They are (n, *shape); several views of each sample are (views * n, *shape), all samples in turn.
+        """
         return batch.x
 
     @abstractmethod
@@ -185,7 +199,9 @@ def total(objective: Objective, terms: Sequence[Term], ask: Answers, batch: Batc
     """The losses of a batch with all terms that are about samples: (n,)."""
     losses = objective.losses(ask, batch, z)
     for term in terms:
-        value = term.losses(ask, batch, z)
-        if value is not None:
-            losses = losses + term.weight * value
+        # Of several views of a sample, a term takes the mean.
+        values = [term.losses(ask, batch, view) for view in ask.views(z, len(batch))]
+        found = [value for value in values if value is not None]
+        if found:
+            losses = losses + term.weight * (found[0] if len(found) == 1 else torch.stack(found).mean(0))
     return losses
