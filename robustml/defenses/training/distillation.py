@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 import numbers
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch.nn.functional import log_softmax
 from ...classifier import Classifier
 from ...errors import InputError, brief
 from ...losses import cross_entropy
-from .adversarial import Bounded
+from .adversarial import Bounded, positive
 from .hardening import Hardened, harden
 from .objective import Answers, Batch, Objective
 
@@ -63,12 +62,6 @@ def _answers(teacher: Classifier, x: Tensor) -> Tensor:
         return teacher.to(x.device)(x)
 
 
-def _check_temperature(value: Any) -> None:
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not (real and math.isfinite(value) and value > 0):
-        raise InputError(f"temperature={brief(value)} is not a finite number above 0")
-
-
 @dataclass(frozen=True)
 class Tempered(Objective):
     """Cross-entropy of the logits divided by a temperature: how the teacher of a distillation is trained.
@@ -82,7 +75,7 @@ class Tempered(Objective):
     name = "tempered"
 
     def __post_init__(self) -> None:
-        _check_temperature(self.temperature)
+        positive("temperature", self.temperature)
 
     def losses(self, ask: Answers, batch: Batch, z: Tensor) -> Tensor:
         return cross_entropy(ask(batch.x) / self.temperature, batch.y)
@@ -109,7 +102,7 @@ class Distillation(Objective):
     name = "distillation"
 
     def __post_init__(self) -> None:
-        _check_temperature(self.temperature)
+        positive("temperature", self.temperature)
         object.__setattr__(self, "teacher", frozen(self.teacher))
 
     def losses(self, ask: Answers, batch: Batch, z: Tensor) -> Tensor:
@@ -191,7 +184,7 @@ def distill(
     Raises:
         InputError: as `harden`, and for an objective, since there are two already.
     """
-    _check_temperature(temperature)
+    positive("temperature", temperature)
     if "objective" in settings:
         raise InputError("objective cannot be chosen: distill trains on Tempered, then on Distillation")
     folders = {name: None if out is None else Path(out) / name for name in ("teacher", "student")}

@@ -50,7 +50,7 @@ def term_losses(model: Classifier, term: Term, made: Batch) -> Tensor:
 def assert_derivative(model: Classifier, value: Callable[[], Tensor], tolerance: float = 1e-6) -> None:
     """The gradient of a value with respect to every weight is that of central differences."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(value(), parameters)
+    gradients = torch.autograd.grad(value(), parameters, materialize_grads=True)
     step = 1e-5
     for parameter, gradient in zip(parameters, gradients, strict=True):
         with torch.no_grad():
