@@ -53,6 +53,7 @@ def test_on_a_linear_model_the_search_ends_at_the_corner_on_its_side() -> None:
     inputs = rml.InputSpec(shape=(5,), bounds=(-1.0, 2.0), dtype="float64")
     model, made = rml.Classifier(net, inputs=inputs, classes=2), batch(12)
     objective = TRADES(THREAT, steps=10).within(inputs)
+    made.y = made.y % 2
     start = objective.ball(made).random(batch(12).streams)
     gap = (net.weight[1] - net.weight[0]).detach()
     side = ((start - made.x) @ gap).sign()
