@@ -8,7 +8,14 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["PairedDifference", "clopper_pearson", "mean_interval", "paired_difference"]
+__all__ = [
+    "PairedDifference",
+    "Proportion",
+    "clopper_pearson",
+    "mean_interval",
+    "paired_difference",
+    "proportion",
+]
 
 
 def clopper_pearson(count: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -20,6 +27,33 @@ def clopper_pearson(count: int, total: int, confidence: float = 0.95) -> tuple[f
     low = betaincinv(count, total - count + 1, tail) if count else 0.0
     high = betaincinv(count + 1, total - count, 1 - tail) if count < total else 1.0
     return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Proportion:
+    """`count` out of `total`, with the exact interval of what it is a sample of; no value of nothing.
+
+    Attributes:
+        value, low, high: From 0 to 1; NaN, 0 and 1 where `total` is 0.
+    """
+
+    count: int
+    total: int
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        if not self.total:
+            return "none of none"
+        return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+
+def proportion(count: int, total: int, confidence: float = 0.95) -> Proportion:
+    """A proportion with its exact binomial interval."""
+    if not total:
+        return Proportion(0, 0, math.nan, 0.0, 1.0)
+    return Proportion(count, total, count / total, *clopper_pearson(count, total, confidence))
 
 
 # Standard deviations that a bet may count on, and below them a bet of everything.

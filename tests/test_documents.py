@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from robustml.defenses.training.recipe import load_recipe
 from robustml.inputs import InputSpec
 from robustml.stress.suite import load_suite
 from robustml.targets.file import read_target_file
@@ -41,6 +42,8 @@ def test_toml_is_accepted(block: str, tmp_path: Path) -> None:
     file.write_text(block, encoding="utf-8")
     if "model" in data:
         assert read_target_file(file).model.classes == data["model"]["classes"]
+    elif "objective" in data:
+        assert load_recipe(str(file)).name == data["name"]
     elif "schema" in data:
         assert load_suite(str(file)).name == data["name"]
     elif "inputs" in data and "features" not in data["inputs"]:
