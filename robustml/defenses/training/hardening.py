@@ -82,6 +82,11 @@ def harden(
 
     On several processes (`torchrun`), each works on a part of every batch and all end with the same weights.
 
+    A model that has been trained already is fine-tuned: training goes on from its weights and its running
+    statistics. A learning rate below the usual one and a few epochs do (Jeddi et al. 2020), with the schedule
+    as it is, which rises from nothing. Running statistics follow the views that are learned from, since
+    views are what the model is to answer; parameters that require no gradient stay as they are.
+
     Args:
         model: A `Classifier`, or a module whose input space and classes are inferred from the data.
         train: A pair (x, y) of arrays or tensors; or a `DataLoader` or another iterable of batches that can

@@ -53,5 +53,5 @@ def boosted(logits: Tensor, y: Tensor) -> Tensor:
     """Boosted cross-entropy, -log p[y] - log(1 - largest other p), as equation 11 has it: (n,)."""
     other = logits.detach().scatter(1, y[:, None], -torch.inf).argmax(1, keepdim=True)
     # 1 - p as the sum of the rest: exact where p is nearly 1, which is where it matters.
-    rest = logits.scatter(1, other, -torch.inf).logsumexp(1)
-    return cross_entropy(logits, y) + logits.logsumexp(1) - rest
+    rest = log_softmax(logits, 1).scatter(1, other, -torch.inf).logsumexp(1)
+    return cross_entropy(logits, y) - rest

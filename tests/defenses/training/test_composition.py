@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 
@@ -149,6 +150,19 @@ def test_a_step_is_made(name: str, term: str) -> None:
     assert (epoch.robust is None) == (name in ALONE)
     assert all(p.isfinite().all() for p in model.parameters())
     assert any(not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("name", AGAINST)
+def test_a_step_is_made_in_mixed_precision(name: str) -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(5, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+    model = rml.Classifier(net, inputs=rml.InputSpec(shape=(5,)), classes=3)
+    data = (batch(24).x.float().numpy(), np.arange(24) % 3)
+    objective = AGAINST[name](rml.Linf(0.2))
+    if isinstance(objective, AdversarialDistillation):
+        objective = dataclasses.replace(objective, teacher=copy.deepcopy(model))
+    hardened = harden(model, data, objective=objective, epochs=2, precision="bfloat16")
+    assert all(np.isfinite(epoch.loss) for epoch in hardened.history)
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in net.parameters())
 
 
 def tabular(n: int) -> np.ndarray:
