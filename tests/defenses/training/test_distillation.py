@@ -189,9 +189,12 @@ def test_defensive_distillation_fools_naive_attacks_and_not_the_standard_suite(d
         rml.stress_test(student.model, data, threats=["linf:0.1"], suite=suite)
         for suite in (naive, "standard")
     ]
-    robust = [report.threats[0].robust_accuracy.upper.value for report in reports]
     assert reports[0].clean.accuracy.value > 0.9
-    assert robust[0] >= robust[1] + 0.3
+    # Diagnostics of the naive run break samples too; what counts here is what PGD says.
+    pgd = reports[0].threats[0].attacks[0]
+    assert pgd.attack == "pgd"
+    apparent = (pgd.attempted - pgd.broken) / len(data[1])
+    assert apparent >= reports[1].threats[0].robust_accuracy.upper.value + 0.3
     flags = {d.code for d in reports[1].threats[0].diagnostics if d.status in {"warn", "fail"}}
     assert flags & {"D01", "D03"}
     assert not reports[0].trusted
