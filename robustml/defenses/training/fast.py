@@ -23,7 +23,7 @@ class Fast(Against):
     (catastrophic overfitting). What it takes for that is a gradient that turns within the ball, so the
     cosine between the input gradient at the input and at a random point of the ball is to be 1 (GradAlign,
     Andriushchenko and Flammarion 2020, equation 3). That differentiates twice: two more forward passes, and
-    about thrice the cost.
+    three to four times the cost of the step without; leave it out where nothing collapses.
 
     Gradients are compared in the units of the threat model, features that cannot change left out. A layer
     that normalises over the batch in training couples the samples of a batch in their gradients, too.

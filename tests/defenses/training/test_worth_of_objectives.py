@@ -11,6 +11,7 @@ from torch import nn
 
 import robustml as rml
 from robustml.defenses.training import AWP, MART, PGD, TRADES, Fast, Free, Several, harden
+from robustml.sampling import Streams
 from robustml.targets.builtin import build
 from tests.defenses.training.test_distillation import untrained
 
@@ -53,6 +54,27 @@ def test_it_withstands_more_with_intervals_apart(digits, name: str) -> None:
     for threat in objective.threats:
         assert robust(hardened.model, digits, threat).low > robust(digits.model, digits, threat).high
     assert hardened.history[-1].clean > 0.9
+
+
+@pytest.mark.slow
+def test_what_is_aligned_turns_less_on_new_data(digits) -> None:
+    """Digits turn little (1 - cosine = 0.05 without), so that the usual weight of 0.2 hardly shows there."""
+    train, threat = (digits.train.x, digits.train.y), rml.Linf(0.2)
+    turns = []
+    for align in (0.0, 5.0):
+        objective = Fast(threat, align=align)
+        model = harden(untrained(digits), train, objective=objective, epochs=8, **SETTINGS).model
+        x, y = torch.from_numpy(digits.data.x[:200]), torch.from_numpy(digits.data.y[:200])
+        ids = torch.arange(200)
+        ball = threat.within(model.inputs).around(x)
+        points = (x, ball.random(Streams.derive(1, "turn", ids)))
+        slopes = []
+        for point in points:
+            point = point.clone().requires_grad_()
+            loss = torch.nn.functional.cross_entropy(model(point), y, reduction="sum")
+            slopes.append(torch.autograd.grad(loss, point)[0].flatten(1).double())
+        turns.append(float((1 - torch.cosine_similarity(*slopes, 1)).mean()))
+    assert turns[1] < turns[0] / 2
 
 
 @pytest.mark.slow
