@@ -8,7 +8,7 @@ from torch import Tensor
 __all__ = ["scaled"]
 
 _ROUNDS = 12
-_TINY = 1e-30
+_TINY = 1e-12  # a radius below it, 0 above all, is worked out at this size: squares must not underflow
 _ROUNDING = 8  # units in the last place within which a square cannot be told from another
 _LEAST = 1e-6  # a round lowers the square of the factor to no less than this share of it
 
@@ -26,26 +26,29 @@ def scaled(delta: Tensor, low: Tensor, high: Tensor, radius: Tensor | float) -> 
         high: Highest value of each feature, at least 0, perhaps infinite (n, features).
         radius: Of the ball, at least 0; one, or one per row (n, 1).
     """
-    unit = radius.clamp_min(_TINY) if isinstance(radius, Tensor) else delta.new_full((len(delta), 1), radius)
+    radius = radius if isinstance(radius, Tensor) else delta.new_full((len(delta), 1), radius)
     out = torch.clamp(delta, low, high)
-    excess = _norm(out) / unit
+    length = _norm(out)
     # At this factor it is too long, if at all: what is clipped already is not shortened as much as the rest.
-    at = excess.clamp_min(1).reciprocal_()
+    at = (length / radius.clamp_min(_TINY)).clamp_min_(1).reciprocal_()
     if delta.device.type != "cpu":
-        return _closing_in(delta, low, high, unit, at, _ROUNDS)
+        return _closing_in(delta, low, high, radius, at, rounds=_ROUNDS)
     # Asking costs nothing here, and few rows may be left that need the work.
-    rows = (excess > 1).nonzero()[:, 0]
+    rows = (length > radius).nonzero()[:, 0]
     if 2 * len(rows) > len(out):
-        return _closing_in(delta, low, high, unit, at, _ROUNDS)
+        return _closing_in(delta, low, high, radius, at, rounds=_ROUNDS)
     if len(rows):
-        part = (whole.index_select(0, rows) for whole in (delta, low, high, unit, at))
-        out.index_copy_(0, rows, _closing_in(*part, _ROUNDS))
+        part = (whole.index_select(0, rows) for whole in (delta, low, high, radius, at))
+        out.index_copy_(0, rows, _closing_in(*part, rounds=_ROUNDS))
     return out
 
 
-def _closing_in(delta: Tensor, low: Tensor, high: Tensor, unit: Tensor, at: Tensor, rounds: int) -> Tensor:
+def _closing_in(
+    delta: Tensor, low: Tensor, high: Tensor, radius: Tensor, at: Tensor, *, rounds: int
+) -> Tensor:
     """The rounds of Newton's method from a factor (n, 1) on, and the point that it ends at."""
     precision = _ROUNDING * torch.finfo(delta.dtype).eps
+    unit = radius.clamp_min(_TINY)
     out, free = torch.empty_like(delta), torch.empty_like(delta)
     for turn in range(1, rounds + 1):
         torch.clamp(torch.mul(delta, at, out=free), low, high, out=out)
@@ -59,11 +62,15 @@ def _closing_in(delta: Tensor, low: Tensor, high: Tensor, unit: Tensor, at: Tens
         factor = (1 + (1 - square) / moving).clamp_min_(_LEAST).sqrt_()
         at = torch.where(done, at, at * factor)
         if rows is not None and turn < rounds and 2 * len(rows) <= len(out):
-            part = (whole.index_select(0, rows) for whole in (delta, low, high, unit, at))
-            rest = _closing_in(*part, rounds - turn)
-            return out.mul_(square.clamp_min_(1).rsqrt_()).index_copy_(0, rows, rest)
-    # Scaling down stays in the box.
-    return out.mul_(square.clamp_min_(1).rsqrt_())
+            part = (whole.index_select(0, rows) for whole in (delta, low, high, radius, at))
+            rest = _closing_in(*part, rounds=rounds - turn)
+            return _shortened(out, square, radius).index_copy_(0, rows, rest)
+    return _shortened(out, square, radius)
+
+
+def _shortened(out: Tensor, square: Tensor, radius: Tensor) -> Tensor:
+    """Scaled down, which stays in the box, where the square of the length is above 1 yet."""
+    return out.mul_(square.clamp_min_(1).rsqrt_().mul_((radius / _TINY).clamp_max_(1)))
 
 
 def _norm(delta: Tensor) -> Tensor:

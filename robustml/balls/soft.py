@@ -26,11 +26,11 @@ def soft_threshold(size: Tensor, room: Tensor, radius: Tensor) -> Tensor:
         radius: Of the ball, at least 0 (n, 1).
     """
     start = torch.zeros_like(radius)
-    return _closing_in(size, room, radius, start, start, size.amax(1, keepdim=True), _ROUNDS)
+    return _closing_in(size, room, radius, start, start, size.amax(1, keepdim=True), rounds=_ROUNDS)
 
 
 def _closing_in(
-    size: Tensor, room: Tensor, radius: Tensor, at: Tensor, low: Tensor, high: Tensor, rounds: int
+    size: Tensor, room: Tensor, radius: Tensor, at: Tensor, low: Tensor, high: Tensor, *, rounds: int
 ) -> Tensor:
     """The rounds of the search from a threshold on, within its bracket; all of them are (n, 1)."""
     precision = _ROUNDING * torch.finfo(size.dtype).eps
@@ -59,7 +59,7 @@ def _closing_in(
         if rows is not None and turn < rounds and 2 * len(rows) <= len(at):
             rows = (~done).nonzero()[:, 0]
             part = (whole.index_select(0, rows) for whole in (size, room, radius, at, low, high))
-            return at.index_copy_(0, rows, _closing_in(*part, rounds - turn))
+            return at.index_copy_(0, rows, _closing_in(*part, rounds=rounds - turn))
     return torch.where(done, at, high)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import pytest
@@ -80,6 +81,72 @@ def test_pruning_never_changes_what_is_found(broken, steps) -> None:
     found = search.finish(state.z)
     torch.testing.assert_close(found, z)
     assert sorted(search.broken.nonzero()[:, 0].tolist()) == sorted(broken)
+
+
+def checks(number: int, steps: int) -> list[int]:
+    """The steps at which a sample that broke just before leaves."""
+    found = []
+    for step in range(steps):
+        search = search_over(threshold)
+        search.restart(number)
+        z = search.x.clone()
+        z[0] = 0.1
+        search.look(z)
+        search.prune(step, State(z=z))
+        if len(search) < 6:
+            found.append(step)
+    return found
+
+
+def test_who_has_left_is_asked_at_every_step_at_first_and_then_ever_more_rarely() -> None:
+    assert checks(0, 60) == [*range(8), 8, 12, 16, 20, 24, 28, 32, 40, 48, 56]
+
+
+@pytest.mark.parametrize("number", [1, 2, 17])
+def test_a_later_restart_asks_at_no_more_than_every_fourth_step(number) -> None:
+    steps = checks(number, 60)
+    assert steps[0] == 3
+    gaps = [later - earlier for earlier, later in itertools.pairwise(steps)]
+    assert all(4 <= gap <= 8 for gap in gaps)
+    assert gaps == sorted(gaps)
+
+
+@given(
+    when=st.lists(st.integers(0, 40), min_size=6, max_size=6),
+    number=st.integers(0, 3),
+)
+def test_a_sample_that_stays_after_it_broke_keeps_its_first_adversarial_point(when, number) -> None:
+    search = search_over(threshold)
+    search.restart(number)
+    when, own = torch.tensor(when), torch.arange(6)
+    for step in range(30):
+        # From the step at which it breaks on each sample shows another adversarial point every time.
+        z = search.x.clone()
+        ripe = when[search.rows] <= step
+        z[ripe, 0] = 0.01 * (1 + step)
+        z[:, 1] = -0.2 + 0.01 * own[search.rows]
+        search.look(z)
+        if not search.prune(step, State(z=z)):
+            break
+    found = search.finish()
+    broken = when < 30
+    assert torch.equal(search.broken, broken)
+    torch.testing.assert_close(found[broken, 0], 0.01 * (1 + when[broken]))
+    torch.testing.assert_close(found[broken, 1], -0.2 + 0.01 * own[broken])
+    torch.testing.assert_close(found[~broken], torch.full((int((~broken).sum()), 3), -0.2))
+
+
+def test_samples_that_broke_in_a_restart_are_not_in_the_next() -> None:
+    search = search_over(threshold)
+    search.restart(1)
+    z = search.x.clone()
+    z[[2, 5]] = 0.1
+    search.look(z)
+    # Too early for a check: they stay for now.
+    assert search.prune(0, State(z=z))
+    assert len(search) == 6
+    assert search.restart(2)
+    assert search.rows.tolist() == [0, 1, 3, 4]
 
 
 def test_finishing_after_the_last_restart_had_nothing_to_do() -> None:

@@ -192,10 +192,11 @@ def _return_to_best(state: _State, chosen: Tensor) -> None:
 
 def _checkpoints(steps: int) -> set[int]:
     """The steps after which progress is judged: the fractions of section 3.2, times `steps`."""
-    fractions = [0.0, 0.22]
-    while fractions[-1] < 1:
-        fractions.append(fractions[-1] + max(fractions[-1] - fractions[-2] - 0.03, 0.06))
-    return {math.ceil(fraction * steps) for fraction in fractions[1:]}
+    # In percent, since fractions would be rounded: 0.57 * 100 is a little more than 57.
+    percent = [0, 22]
+    while percent[-1] < 100:
+        percent.append(percent[-1] + max(percent[-1] - percent[-2] - 3, 6))
+    return {-(-share * steps // 100) for share in percent[1:]}
 
 
 @dataclass
