@@ -22,6 +22,7 @@ from robustml.defenses.training import (
 from robustml.defenses.training.adversarial import Bounded
 from robustml.errors import InputError
 from robustml.targets.builtin import build
+from tests.attacks.trained import MNIST
 from tests.defenses.training.tiny import SHAPE, assert_derivative, batch, losses, smooth
 from tests.stress.toy import only
 
@@ -198,6 +199,33 @@ def test_defensive_distillation_fools_naive_attacks_and_not_the_standard_suite(d
     flags = {d.code for d in reports[1].threats[0].diagnostics if d.status in {"warn", "fail"}}
     assert flags & {"D01", "D03"}
     assert not reports[0].trusted
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (MNIST / "mnist.npz").exists(), reason="needs MNIST beside the repository")
+def test_defensive_distillation_fools_naive_attacks_on_mnist_too(tmp_path) -> None:
+    with np.load(MNIST / "mnist.npz", allow_pickle=False) as arrays:
+        x, y = arrays["x_train"][:10000], arrays["y_train"][:10000].astype(np.int64)
+        data = (arrays["x_test"][:300] / np.float32(255))[:, None], arrays["y_test"][:300].astype(np.int64)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            *(nn.Conv2d(1, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU()),
+            *(nn.Flatten(), nn.Linear(1568, 100), nn.ReLU(), nn.Linear(100, 10)),
+        )
+    train = ((x / np.float32(255))[:, None], y)
+    student = distill(net, train, epochs=4, learning_rate=0.005, keep="last")
+    naive = tmp_path / "naive.toml"
+    naive.write_text(only('pgd(loss = "ce", steps = 40)'))
+    apart, full = (
+        rml.stress_test(student.model, data, threats=["linf:0.1"], suite=suite)
+        for suite in (naive, "standard")
+    )
+    pgd = apart.threats[0].attacks[0]
+    apparent = (pgd.attempted - pgd.broken) / 300
+    assert full.clean.accuracy.value > 0.9
+    assert apparent >= full.threats[0].robust_accuracy.upper.value + 0.3
+    assert {d.code for d in full.threats[0].diagnostics if d.status in {"warn", "fail"}} & {"D01", "D03"}
 
 
 @pytest.mark.slow
