@@ -125,7 +125,6 @@ def _trained(target: Target, recipe: Any, out: Path, options: dict[str, Any]) ->
         raise InputError(f"target {target.name!r} is a black box, whose weights cannot be trained")
     model: Classifier = copy.deepcopy(target.model)
     more = {"epochs": options["epochs"]} if options["epochs"] else {}
-    begun = options["resume"] and any(out.rglob("checkpoint.safetensors"))
     return follow(
         recipe,
         model,
@@ -134,7 +133,7 @@ def _trained(target: Target, recipe: Any, out: Path, options: dict[str, Any]) ->
         seed=target.seed,
         device=options["device"],
         out=out,
-        resume=begun,
+        resume=options["resume"],
         progress=True,
         **more,
     )

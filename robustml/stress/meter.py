@@ -20,7 +20,7 @@ from .memory import give_back
 __all__ = ["BudgetSpent", "Meter"]
 
 _TRIM, _MAP = -1, -3  # numbers of malloc's options in glibc
-_HELD, _MAPPED = 1 << 28, 1 << 25  # bytes
+_HELD, _MAPPED = 1 << 26, 1 << 25  # bytes; to hold more saves no time and was not needed
 _SIMILAR = 0.75  # the share of the batch that must be left for its memory to be worth keeping
 _ROUGHLY = 1.01  # far more than rounding can do to a length
 

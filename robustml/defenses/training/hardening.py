@@ -98,8 +98,8 @@ def harden(
         inputs: The input space of a bare module.
         device: "auto", "cpu", "cuda", ...
         out: A folder for the checkpoint of each epoch and the log; nothing is written if None.
-        resume: Go on from the checkpoint in `out`. The outcome is that of a run that was never interrupted,
-            to the last bit on the same kind of device with as many threads.
+        resume: Go on from the checkpoint in `out`, or begin if no epoch was finished. The outcome is that of
+            a run that was never interrupted, to the last bit on the same kind of device with as many threads.
         progress: Show it on stderr.
         settings: Those of `Settings`: epochs, batch_size, optimizer, learning_rate, schedule, averaging and
             others.
@@ -228,7 +228,10 @@ def _folder(out: str | Path | None, *, resume: bool) -> Path | None:
             raise InputError("resume needs the folder of the run to resume; name it with out")
         return None
     folder = Path(out)
-    if not resume and folder.is_dir() and any(folder.iterdir()):
+    inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if resume and _CHECKPOINT not in inside and inside - {_LOG}:
+        raise InputError(f"out={str(out)!r} holds no {_CHECKPOINT}, so there is nothing to resume")
+    if not resume and inside:
         raise InputError(f"out={str(out)!r} already exists and is not empty; choose another or resume it")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"out={str(out)!r} is a file; name a folder")

@@ -95,10 +95,12 @@ class Run:
         Raises:
             RunError: if a loss is not finite.
         """
-        if resume:
-            assert out is not None
+        if resume and out is not None and (out / _FILE).is_file():
             self._restore(out / _FILE)
             self._steps = len(self.history) * len(self.source) * self.objective.replays
+            self.log.skip(self._steps)
+        # An epoch may have been logged and not saved.
+        self.log.rewind(self.history)
         for number in range(len(self.history) + 1, self.settings.epochs + 1):
             if self._is_patient():
                 break

@@ -94,25 +94,17 @@ def follow(
         InputError: naming what in the recipe cannot be used.
     """
     where = f"recipe {recipe.name}"
-    teacher = None
+    teacher, out = None, given.get("out")
     if recipe.teacher is not None:
-        # The teacher begins where the student begins.
-        quiet = {key: value for key, value in given.items() if key not in {"out", "resume"}}
         inner = load_recipe(recipe.teacher.recipe)
         inner = inner.model_copy(update={"settings": {**inner.settings, **recipe.teacher.settings}})
-        out = {"out": given["out"] / "teacher", "resume": _begun(given)} if given.get("out") else {}
-        teacher = follow(inner, copy.deepcopy(model), train, threat=threat, **quiet, **out).model
+        folder = None if out is None else Path(out) / "teacher"
+        # The teacher begins where the student begins.
+        teacher = follow(inner, copy.deepcopy(model), train, threat=threat, **{**given, "out": folder}).model
+        given["out"] = None if out is None else Path(out) / "student"
     objective = _made(recipe.objective, Objective, where, threat, teacher)
     terms = [_made(entry, Term, where, threat, teacher) for entry in recipe.term]
-    own = {"out": given["out"] / "student"} if teacher is not None and given.get("out") else {}
-    more = {"resume": _begun({**given, **own})} if own else {}
-    return harden(
-        model, train, objective=objective, terms=terms, **{**recipe.settings, **given, **own, **more}
-    )
-
-
-def _begun(given: dict[str, Any]) -> bool:
-    return bool(given.get("resume")) and any(Path(given["out"]).rglob("checkpoint.safetensors"))
+    return harden(model, train, objective=objective, terms=terms, **{**recipe.settings, **given})
 
 
 def _kinds(base: Any) -> dict[str, Any]:

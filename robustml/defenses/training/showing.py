@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from ...files import writing
+from ...files import write_atomic, writing
 
 if TYPE_CHECKING:
     from .loop import Epoch
@@ -50,6 +51,11 @@ class Log:
         if self._bar is not None:
             self._bar.stop()
 
+    def rewind(self, history: Sequence[Epoch]) -> None:
+        """Leave in the file what belongs to these epochs."""
+        if self._path is not None and (history or self._path.exists()):
+            write_atomic(self._path, "".join(_line(epoch) for epoch in history))
+
     def skip(self, steps: int) -> None:
         """So many steps were made before."""
         if self._bar is not None:
@@ -64,7 +70,7 @@ class Log:
         """One epoch is finished."""
         if self._path is not None:
             with writing(self._path), self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(dataclasses.asdict(epoch)) + "\n")
+                file.write(_line(epoch))
         if not self._show:
             return
         figures = {"train": epoch.accuracy, "clean": epoch.clean, "robust": epoch.robust}
@@ -76,3 +82,7 @@ class Log:
             self._bar.console.print(line, markup=False, highlight=False)
         else:
             print(line, file=self._stream, flush=True)
+
+
+def _line(epoch: Epoch) -> str:
+    return json.dumps(dataclasses.asdict(epoch)) + "\n"

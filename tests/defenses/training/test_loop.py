@@ -115,6 +115,8 @@ def test_a_killed_run_resumes_to_the_last_bit(tmp_path, kind, net) -> None:
     whole = harden(made(-1), (X, Y), out=tmp_path / "whole", **settings)
     with pytest.raises(Killed):
         harden(made(150 if kind == "parts" else 60), (X, Y), out=tmp_path / "part", **settings)
+    with (tmp_path / "part" / "log.jsonl").open("a") as file:
+        file.write('{"number": "logged, and killed before it was saved"}\n')
     again = harden(made(-1), (X, Y), out=tmp_path / "part", resume=True, **settings)
     assert_same(weights(again), weights(whole))
     assert [e.loss for e in again.history] == [e.loss for e in whole.history]
@@ -250,7 +252,9 @@ def test_a_folder_that_holds_something_else(tmp_path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     assert "not empty" in refusal(model(), (X, Y), out=tmp_path)
     assert "nothing to resume" in refusal(model(), (X, Y), out=tmp_path, resume=True)
-    harden(model(), (X, Y), out=tmp_path / "run", epochs=1)
+    fresh = harden(model(), (X, Y), out=tmp_path / "new", epochs=1, resume=True)
+    again = harden(model(), (X, Y), out=tmp_path / "run", epochs=1)
+    assert_same(weights(fresh), weights(again))
     assert "its settings" in refusal(model(), (X, Y), out=tmp_path / "run", epochs=2, resume=True)
     assert "its data_sha256" in refusal(model(), (1 - X, Y), out=tmp_path / "run", epochs=1, resume=True)
     path = tmp_path / "run" / "checkpoint.safetensors"
