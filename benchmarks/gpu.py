@@ -2,19 +2,20 @@
 
 Every attack of robustml works on a ResNet-18 for images of 3x32x32 with random weights (the images are
 noise, the labels the network's own answers), and two things are measured. First how often it makes the host
-wait for the device between two forward passes: by the check who still stands, which is made at every step at
-first, every eighth later, and anew in each restart; and by everything else, which should be next to nothing.
+wait for the device between two forward passes: by the check who still stands, which is made at every fourth
+step at first, every eighth later, and anew in each restart; and by everything else, which should be next to
+nothing.
 Then its time over the floor, a bare loop of the same passes, in turn, the median of the pairs.
 
 On a CUDA device the batch is 1,000, torch itself reports what waits, and times are taken with events on the
 device. Budgets are so small that no sample is broken, and minimum-norm attacks go on within theirs, so that
 the batch stays whole; runs are short, so that the check weighs more in them than it does in long ones.
 
-Without one it runs on the CPU with a narrow network and a small batch. The count is then of the calls that
-would wait, by name (`syncs.py` lists them). It shows which attacks synchronise and where; it does not show
-what waits below the level of torch's operations or in copies between devices, and the attack runs without the
-meter of the harness, whose books are kept in another way on the CPU than elsewhere. The times are those of a
-CPU: on a network and a batch of this size they show nothing but that the script works.
+Without one it runs on the CPU with a narrow network and a small batch. The attack then goes the ways that it
+goes on a device, and the count is of the calls that would wait, by name (`syncs.py` lists them). It shows
+which attacks synchronise and where; it does not show what waits below the level of torch's operations or in
+copies between devices. The times are those of a CPU: on a network and a batch of this size they show nothing
+but that the script works.
 """
 
 from __future__ import annotations
@@ -58,9 +59,8 @@ def shortened(wanted: list[Case]) -> list[Case]:
 
 
 def counted(ticking: Ticking, model: rml.Classifier, x: Tensor, y: Tensor, case: Case) -> Steps:
-    # The meter keeps its books in another way on the CPU, with a `nonzero` for every pass.
     with watching(ticking, x.device) as steps:
-        run(model, x, y, case, eps=EPS[case.norm], metered=x.device.type == "cuda")
+        run(model, x, y, case, eps=EPS[case.norm])
     return steps.finish()
 
 
@@ -112,8 +112,8 @@ def compare(given: argparse.Namespace) -> None:
         torch.cuda.get_device_name() if on_device else "CPU: the count is a stand-in, the time means little"
     )
     print(f"{where}; batch {len(x)}; torch {torch.__version__}", file=sys.stderr)
-    line([*HEADS, *([] if on_device else ["on the CPU only"]), "overhead"])
-    line(["---"] * 2 + ["--:"] * (5 if on_device else 6))
+    line([*HEADS, "overhead"])
+    line(["---"] * 2 + ["--:"] * 5)
     with model.ready(device):
         with torch.no_grad():
             y = model(x).argmax(1)
@@ -121,15 +121,15 @@ def compare(given: argparse.Namespace) -> None:
             print(f"{case.name} {case.norm} {case.shown}", file=sys.stderr)
             steps = counted(ticking, model, x, y, case)
             turns = timed(tape, model, x, y, case, given.repeats)
-            row(case, steps, turns, on_device=on_device)
+            row(case, steps, turns)
             if given.places:
                 for place, count in sorted(steps.places.items()):
                     print(f"  {place}: {count}", file=sys.stderr)
 
 
-def row(case: Case, steps: Steps, turns: Turns, *, on_device: bool) -> None:
-    others, checks, spared = (f"{steps.rate(c):.2f}" for c in (steps.others, steps.checks, steps.spared))
-    figures = [others, f"{100 * steps.share:.0f} %", checks, *([] if on_device else [spared])]
+def row(case: Case, steps: Steps, turns: Turns) -> None:
+    others, checks = f"{steps.rate(steps.others):.2f}", f"{steps.rate(steps.checks):.2f}"
+    figures = [others, f"{100 * steps.share:.0f} %", checks]
     line([case.name, case.norm, len(steps), *figures, f"{turns.ratio:.2f}"])
 
 

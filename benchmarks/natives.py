@@ -70,9 +70,7 @@ def named(access: Collection[Access]) -> list[str]:
     return [name for name, attack in all_attacks().items() if attack.access in access]
 
 
-def run(
-    model: Logits, x: Tensor, y: Tensor, case: Case, *, eps: float | None = None, metered: bool = True
-) -> Tensor:
+def run(model: Logits, x: Tensor, y: Tensor, case: Case, *, eps: float | None = None) -> Tensor:
     """One attack on one batch, as the harness runs it: through the meter that counts and watches.
 
     Args:
@@ -81,12 +79,11 @@ def run(
         y: Labels int64 (n,).
         case: What to run.
         eps: The budget; that of `EPS` if not given.
-        metered: If off, the attack calls the model directly.
     """
     attack = find_attack(case.name)
     spec = rml.InputSpec(shape=tuple(x.shape[1:]))
     threat = THREATS[case.norm](EPS[case.norm] if eps is None else eps).within(spec)
     streams = Streams.derive(0, case.name, torch.arange(len(x), device=x.device))
-    target: Logits = Meter(model, threat.around(x), y) if metered else model
+    target = Meter(model, threat.around(x), y)
     options = {**case.options, **({"nearest": True} if attack.minimum else {})}
     return attack.function(target, x, y, threat=threat, streams=streams, **options)

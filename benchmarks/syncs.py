@@ -1,12 +1,13 @@
 """Counting how often an attack makes the host wait for the device, step by step.
 
 A step is what lies between two forward passes. Where there is a CUDA device, torch itself reports every
-operation that waits (`torch.cuda.set_sync_debug_mode`). Elsewhere calls that would wait on one are counted
-by name: reading a number (`item`, `bool`, `int`), `nonzero` and what contains it (indexing with a mask,
-`masked_select`, `unique`), results whose size depends on the data (`bincount`, `repeat_interleave`), a tensor
-taken to the host (`cpu`, `numpy`, `tolist`) and one made from numbers of the host (`tensor`, `as_tensor`,
-`from_numpy`). What torch does below that level, such as a kernel that waits, cannot be seen there; nor can a
-copy between devices, since there is only one.
+operation that waits (`torch.cuda.set_sync_debug_mode`). Elsewhere robustml goes the ways that it goes on a
+device (`robustml.balls.waiting`), and calls that would wait on one are counted by name: reading a number
+(`item`, `bool`, `int`), `nonzero` and what contains it (indexing with a mask, `masked_select`, `unique`),
+results whose size depends on the data (`bincount`, `repeat_interleave`), a tensor taken to the host (`cpu`,
+`numpy`, `tolist`) and one made from numbers of the host (`tensor`, `as_tensor`, `from_numpy`). What torch does
+below that level, such as a kernel that waits, cannot be seen there; nor can a copy between devices, since
+there is only one.
 """
 
 from __future__ import annotations
@@ -25,14 +26,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import robustml
+from robustml.balls.waiting import as_on_a_device
 
 __all__ = ["Steps", "Ticking", "watching"]
 
 _PACKAGE = str(Path(robustml.__file__).parent)
 _CHECKS = {"prune", "restart"}
 """Where a `Search` looks who still stands; it does so every few steps."""
-_ON_CPU = {"overwrite_", "_keep_few"}
-"""What asks for a number on the CPU, where that is free, and takes another way on a device."""
 
 
 @dataclass
@@ -44,18 +44,16 @@ class Steps:
     Attributes:
         checks: By the check who still stands.
         others: By all the rest of the attack.
-        spared: By code that takes another way on a device: only seen on the CPU.
         places: How many of the others each line of robustml is behind.
     """
 
     checks: list[int] = field(default_factory=list)
     others: list[int] = field(default_factory=list)
-    spared: list[int] = field(default_factory=list)
     places: dict[str, int] = field(default_factory=dict)
     paused: bool = False
 
     def tick(self) -> None:
-        for counts in (self.checks, self.others, self.spared):
+        for counts in (self.checks, self.others):
             counts.append(0)
 
     def note(self) -> None:
@@ -63,9 +61,7 @@ class Steps:
         if self.paused or not self.checks:
             return
         place, names = _whence()
-        if names & _ON_CPU:
-            self.spared[-1] += 1
-        elif names & _CHECKS:
+        if names & _CHECKS:
             self.checks[-1] += 1
         else:
             self.others[-1] += 1
@@ -73,7 +69,7 @@ class Steps:
 
     def finish(self) -> Steps:
         """Leave out what came after the last pass."""
-        return Steps(self.checks[:-1], self.others[:-1], self.spared[:-1], self.places)
+        return Steps(self.checks[:-1], self.others[:-1], self.places)
 
     def __len__(self) -> int:
         return len(self.checks)
@@ -150,7 +146,7 @@ def _reported(note: Callable[[], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _guessed(note: Callable[[], None]) -> Iterator[None]:
-    with _Calls(note), _Operations(note):
+    with as_on_a_device(), _Calls(note), _Operations(note):
         yield
 
 

@@ -18,11 +18,12 @@ from ..losses import Loss, is_wrong
 from ..registry import Logits
 from ..sampling import Streams
 from ..surrogates import smoothed
-from ..threats import Threat, overwrite_, per_row
+from ..threats import Threat, overwrite_, per_row, reads_freely
 
 __all__ = ["Columns", "Search", "Watched"]
 
 _CALM = 9  # checks as from this step on for samples that are not new; the first comes after four steps
+_RARELY = 8  # where asking makes a device wait; the first comes after one step, and then every fourth
 
 
 @runtime_checkable
@@ -69,7 +70,7 @@ class Search:
         self._all = (x, y, threat.around(x), streams)
         self._aims: Tensor | None = None
         self.target = y
-        self._delay = 0
+        self._delay = self._new = 0 if reads_freely(x) else _RARELY
         self._activate(torch.arange(len(x), device=x.device))
 
     def _activate(self, rows: Tensor, restart: int | None = None) -> None:
@@ -103,7 +104,7 @@ class Search:
             among: Leave out the samples of the batch where this is False, bool (n,).
         """
         self._merge()
-        self._delay = _CALM if number else 0
+        self._delay = _CALM if number else self._new
         chosen = ~self.broken if among is None else ~self.broken & among
         self._activate(chosen.nonzero()[:, 0], number)
         return len(self) > 0
@@ -196,7 +197,7 @@ class Search:
         Args:
             step: The step just finished, from 0. The checks come at every step at first, where most of
                 the breaking happens, and further and further apart later; in a restart after the first, of
-                samples that have stood already, at no more than every fourth step.
+                samples that have stood already, and on a device at no more than every fourth step.
             state: The attack's own per-sample state, cut down alongside.
             done: Samples that the attack has finished with beside the broken ones, bool (n,). They can stay
                 for a while, so their state must remain harmless.

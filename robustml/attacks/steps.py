@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..threats import Ball
+from ..threats import Ball, reads_freely
 
 __all__ = ["free_gradient", "sparse_ascent"]
 
@@ -40,7 +40,7 @@ def _nth_largest(size: Tensor, count: Tensor) -> Tensor:
         size: Values of at least 0 (n, features).
         count: Int64 (n, 1).
     """
-    if size.device.type != "cpu" or not len(size):
+    if not len(size) or not reads_freely(size):
         return size.sort(dim=1, descending=True).values.gather(1, count - 1)
     low, high = torch.zeros_like(count, dtype=size.dtype), size.amax(1, keepdim=True)
     reached, wanted = torch.empty_like(size), count.to(size.dtype)

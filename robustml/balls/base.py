@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..sampling import Streams
+from .waiting import reads_freely
 
 if TYPE_CHECKING:
     from ..inputs import InputSpec
@@ -139,7 +140,7 @@ class Ball(ABC):
         point = torch.add(self.x, step).clamp_(self.lower, self.upper)
         # The sum is rounded; roundings away from x in many features would together leave the ball. They do
         # so rarely, and on the CPU it is cheaper to ask than to mend.
-        if point.device.type == "cpu" and bool((self.length(point) <= self._surely()).all()):
+        if reads_freely(point) and bool((self.length(point) <= self._surely()).all()):
             return point
         too_far = ((point - self.x).abs() > step.abs()).to(point.dtype)
         return torch.lerp(point, torch.nextafter(point, self.x), too_far)
@@ -289,7 +290,7 @@ class Ball(ABC):
 
 def overwrite_(target: Tensor, mask: Tensor, source: Tensor) -> None:
     """Copy the rows that a mask (n,) chooses from one tensor to another of the same shape, in place."""
-    if target.device.type != "cpu":
+    if not reads_freely(target):
         # Asking which rows they are would stall the device.
         torch.where(per_row(mask, target), source, target, out=target)
     elif len(places := mask.nonzero()[:, 0]):

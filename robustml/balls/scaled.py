@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .waiting import reads_freely
+
 __all__ = ["scaled"]
 
 _ROUNDS = 12
@@ -31,7 +33,7 @@ def scaled(delta: Tensor, low: Tensor, high: Tensor, radius: Tensor | float) -> 
     length = _norm(out)
     # At this factor it is too long, if at all: what is clipped already is not shortened as much as the rest.
     at = (length / radius.clamp_min(_TINY)).clamp_min_(1).reciprocal_()
-    if delta.device.type != "cpu":
+    if not reads_freely(delta):
         return _closing_in(delta, low, high, radius, at, rounds=_ROUNDS)
     # Asking costs nothing here, and few rows may be left that need the work.
     rows = (length > radius).nonzero()[:, 0]
@@ -54,7 +56,7 @@ def _closing_in(
         torch.clamp(torch.mul(delta, at, out=free), low, high, out=out)
         square = (_norm(out) / unit).square_()
         done = ((square - 1).abs_() <= precision) | ((at >= 1) & (square <= 1))
-        rows = (~done).nonzero()[:, 0] if delta.device.type == "cpu" else None
+        rows = (~done).nonzero()[:, 0] if reads_freely(delta) else None
         if rows is not None and not len(rows):
             break
         # A comparison that writes numbers: choosing by a mask costs many times as much.

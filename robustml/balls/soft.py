@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .waiting import reads_freely
+
 __all__ = ["soft_threshold", "softened"]
 
 _ROUNDS = 20
@@ -41,7 +43,7 @@ def _closing_in(
         excess = torch.minimum(left, room, out=free).sum(1, keepdim=True) - radius
         done = done | (excess.abs() <= precision * radius) | ((at <= 0) & (excess <= 0))
         # Asking costs nothing here; elsewhere it would cost more than the rounds that it saves.
-        rows = (~done).nonzero()[:, 0] if size.device.type == "cpu" else None
+        rows = (~done).nonzero()[:, 0] if reads_freely(size) else None
         if rows is not None and not len(rows):
             return at
         above = excess > 0

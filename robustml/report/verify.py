@@ -15,6 +15,7 @@ from torch import Tensor
 from ..data import Dataset
 from ..errors import InputError
 from ..goals import choose_rows
+from ..guarded import Guarded
 from ..losses import is_wrong, margin
 from ..stress.admission import admit
 from ..stress.attacking import Bench, Limits
@@ -132,6 +133,8 @@ def _identity(plan: Plan, target: Target) -> Iterator[str]:
         ("classes", plan.classes, model.classes),
         ("outputs", plan.outputs, model.outputs),
         ("parameters", plan.parameters, model.size),
+        # The digest covers guards; a black box has none.
+        ("guards", plan.guards, model.describe() if isinstance(model, Guarded) else []),
         # A plan that states less access than the model gives would leave out the attacks that need it.
         ("access", plan.access, model.access.label),
     ):

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..losses import is_wrong
 from ..registry import Logits
 from ..surrogates import exact
-from ..threats import Ball, per_row
+from ..threats import Ball, per_row, reads_freely
 from .memory import give_back
 
 __all__ = ["BudgetSpent", "Meter"]
@@ -149,7 +149,7 @@ class Meter:
         self.asked[slice(None) if rows is None else rows] += self._weight
         hit = is_wrong(logits, y)
         new = hit & ~(self.hit if rows is None else self.hit[rows])
-        if x.device.type == "cpu":
+        if reads_freely(x):
             self._keep_few(rows, ball, new, x)
             return
         # Elsewhere asking how many are new would stall the device; masked work on all rows does not.

@@ -15,7 +15,8 @@ from robustml.attacks.active import Columns, Search, Watched
 from robustml.inputs import InputSpec
 from robustml.losses import cross_entropy
 from robustml.sampling import Streams
-from robustml.threats import Linf
+from robustml.threats import THREATS, Linf
+from robustml.balls.waiting import as_on_a_device
 
 THREAT = Linf(0.5).within(InputSpec(shape=(3,), bounds=(-9.0, 9.0)))
 
@@ -109,6 +110,44 @@ def test_a_later_restart_asks_at_no_more_than_every_fourth_step(number) -> None:
     gaps = [later - earlier for earlier, later in itertools.pairwise(steps)]
     assert all(4 <= gap <= 8 for gap in gaps)
     assert gaps == sorted(gaps)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_device_is_asked_at_no_more_than_every_fourth_step(number) -> None:
+    with as_on_a_device():
+        steps = checks(number, 60)
+    assert steps[0] == (3 if number else 0)
+    assert all(later - earlier >= 4 for earlier, later in itertools.pairwise(steps))
+
+
+@pytest.mark.parametrize(
+    ("name", "norm", "eps", "options"),
+    [
+        ("pgd", "linf", 0.05, {"steps": 20}),
+        ("pgd", "l2", 0.4, {"steps": 20}),
+        ("pgd", "l1", 1.5, {"steps": 20}),
+        ("apgd", "linf", 0.05, {"restarts": 2, "steps": 20}),
+        ("apgd", "l2", 0.4, {"restarts": 2, "steps": 20}),
+        ("apgd", "l1", 1.5, {"restarts": 2, "steps": 20}),
+        ("relay", "l2", 0.4, {"legs": 3}),
+        ("square", "linf", 0.05, {"queries": 60}),
+        ("square", "l2", 0.4, {"queries": 60}),
+        ("noise", "l2", 0.4, {}),
+    ],
+)
+def test_an_attack_finds_on_a_device_what_it_finds_elsewhere(
+    run, tiny_cnn, images, name, norm, eps, options
+) -> None:
+    x, y = images
+    threat = THREATS[norm](eps).within(InputSpec(shape=(2, 6, 6)))
+    here = run(name, tiny_cnn, x, y, threat, **options)
+    with as_on_a_device():
+        there = run(name, tiny_cnn, x, y, threat, **options)
+    broken = tiny_cnn(here).argmax(1) != y
+    assert 0 < broken.sum() < len(x) or name == "noise"
+    assert torch.equal(tiny_cnn(there).argmax(1) != y, broken)
+    torch.testing.assert_close(there[broken], here[broken], rtol=1e-4, atol=1e-4)
+    assert threat.around(x).contains(there).all()
 
 
 @given(

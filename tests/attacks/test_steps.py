@@ -8,6 +8,7 @@ from torch import Tensor
 from robustml.attacks.steps import _nth_largest, free_gradient, sparse_ascent
 from robustml.inputs import InputSpec
 from robustml.threats import Linf
+from robustml.balls.waiting import as_on_a_device
 
 ROWS = 5
 
@@ -48,6 +49,15 @@ def test_a_threshold_does_not_depend_on_the_other_rows(problem, row) -> None:
     here = slice(row, row + 1)
     alone, together = _nth_largest(size[here], count[here]), _nth_largest(size, count)[here]
     assert torch.equal(size[here] >= alone, size[here] >= together)
+
+
+@given(sizes())
+def test_a_device_where_everything_is_sorted_takes_the_same_step(problem) -> None:
+    size, count = problem
+    share = count[:, 0] / size.shape[1]
+    with as_on_a_device():
+        sorted_out = sparse_ascent(size, share)
+    torch.testing.assert_close(sorted_out, sparse_ascent(size, share))
 
 
 @given(sizes())

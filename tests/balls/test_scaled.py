@@ -9,6 +9,7 @@ from torch import Tensor
 from robustml.balls.scaled import scaled
 from robustml.inputs import InputSpec
 from robustml.threats import L2
+from robustml.balls.waiting import as_on_a_device
 
 ROWS = 6
 
@@ -75,6 +76,16 @@ def test_a_row_does_not_depend_on_the_others(problem, row) -> None:
     here = slice(row, row + 1)
     alone = scaled(delta[here], low[here], high[here], radius[here])
     torch.testing.assert_close(alone, scaled(delta, low, high, radius)[here], rtol=0, atol=1e-12)
+
+
+@given(problems(), st.sampled_from([torch.float32, torch.float64]))
+def test_a_device_which_is_not_asked_finds_the_same(problem, dtype) -> None:
+    problem = [part.to(dtype) for part in problem]
+    with as_on_a_device():
+        out = scaled(*problem)
+    tolerance = (1e-9 if dtype == torch.float64 else 2e-5) * problem[3][:, 0]
+    assert ((out - scaled(*problem)).norm(dim=1) <= tolerance).all()
+    assert (out.double().norm(dim=1, keepdim=True) <= problem[3] * (1 + 2e-6)).all()
 
 
 @given(problems())

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustml.balls.soft import soft_threshold, softened
+from robustml.balls.waiting import as_on_a_device
 
 ROWS = 6
 
@@ -57,6 +58,13 @@ def test_a_row_does_not_depend_on_the_others(problem, row) -> None:
     delta, room, radius = problem
     alone = softened(delta[row : row + 1], room[row : row + 1], radius[row : row + 1])
     torch.testing.assert_close(alone, softened(delta, room, radius)[row : row + 1], rtol=0, atol=1e-12)
+
+
+@given(problems())
+def test_a_device_which_is_not_asked_finds_the_same(problem) -> None:
+    with as_on_a_device():
+        out = softened(*problem)
+    torch.testing.assert_close(out, softened(*problem), rtol=1e-9, atol=1e-12)
 
 
 def test_what_fits_is_kept_to_the_last_bit() -> None:

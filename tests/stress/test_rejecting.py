@@ -301,6 +301,9 @@ def test_a_run_on_a_guarded_model_replays_and_resumes(tmp_path) -> None:
         tmp_path / "plain", target(tmp_path, model=made(linear()), data=data), torch.device("cpu"), rerun=5
     )
     assert found.passed, found.problems
+    unguarded = target(tmp_path, model=classifier(linear()), data=data)
+    found = verify_run(tmp_path / "plain", unguarded, torch.device("cpu"))
+    assert any("guards" in problem for problem in found.problems)
     counting = Counting(linear(), fail_after=3000)
     try:
         run(target(tmp_path, model=made(counting), data=data), tmp_path / "part")

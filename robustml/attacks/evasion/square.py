@@ -10,7 +10,7 @@ from torch import Tensor
 from ...losses import Loss, loss_named
 from ...registry import Access, Logits, attack
 from ...sampling import Streams
-from ...threats import Threat, overwrite_
+from ...threats import Threat, overwrite_, reads_freely
 from ..active import Columns, Search
 from ..windows import Grid, Span, bumps, spans
 
@@ -100,7 +100,7 @@ def _paint(state: _Painting, span: Span, turn: int, search: Search, objective: L
     new = state.corners.gather(1, _in_corner(window, draws[:, 2:], features))
     # A window that has its colours already would waste the query; with the opposite ones it does not.
     idle = (new == old).all(1, keepdim=True)
-    if idle.device.type != "cpu" or bool(idle.any()):
+    if not reads_freely(idle) or bool(idle.any()):
         new = state.corners.gather(1, _in_corner(window, draws[:, 2:] ^ idle, features))
     state.z.scatter_(1, window, new)
     value = objective(search.look(state.z.view_as(search.x)), search.y)
