@@ -5,9 +5,9 @@ operation that waits (`torch.cuda.set_sync_debug_mode`). Elsewhere robustml goes
 device (`robustml.balls.waiting`), and calls that would wait on one are counted by name: reading a number
 (`item`, `bool`, `int`), `nonzero` and what contains it (indexing with a mask, `masked_select`, `unique`),
 results whose size depends on the data (`bincount`, `repeat_interleave`), a tensor taken to the host (`cpu`,
-`numpy`, `tolist`) and one made from numbers of the host (`tensor`, `as_tensor`, `from_numpy`). What torch does
-below that level, such as a kernel that waits, cannot be seen there; nor can a copy between devices, since
-there is only one.
+`numpy`, `tolist`) and one made from numbers of the host (`tensor`, `as_tensor`, `from_numpy`). What torch
+does below that level, such as a kernel that waits, cannot be seen there; nor can a copy between devices,
+since there is only one.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .balls import TOLERANCE, Ball, L0Ball, L1Ball, L2Ball, LinfBall, overwrite_, per_row
+from .balls import TOLERANCE, Ball, L0Ball, L1Ball, L2Ball, LinfBall, overwrite_, per_row, reads_freely
 from .errors import InputError, brief, suggest
 from .inputs import InputSpec
 
@@ -35,6 +35,7 @@ __all__ = [
     "parse_eps",
     "parse_threat",
     "per_row",
+    "reads_freely",
 ]
 
 _EPS = re.compile(r"\s*\d*\.?\d+(e[+-]?\d{1,3})?(\s*/\s*\d+)?\s*", re.IGNORECASE)

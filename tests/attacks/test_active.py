@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from robustml.attacks.active import Columns, Search, Watched
+from robustml.balls.waiting import as_on_a_device
 from robustml.inputs import InputSpec
 from robustml.losses import cross_entropy
 from robustml.sampling import Streams
 from robustml.threats import THREATS, Linf
-from robustml.balls.waiting import as_on_a_device
 
 THREAT = Linf(0.5).within(InputSpec(shape=(3,), bounds=(-9.0, 9.0)))
 

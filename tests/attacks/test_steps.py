@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from robustml.attacks.steps import _nth_largest, free_gradient, sparse_ascent
+from robustml.balls.waiting import as_on_a_device
 from robustml.inputs import InputSpec
 from robustml.threats import Linf
-from robustml.balls.waiting import as_on_a_device
 
 ROWS = 5
 

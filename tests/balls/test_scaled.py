@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from robustml.balls.scaled import scaled
+from robustml.balls.waiting import as_on_a_device
 from robustml.inputs import InputSpec
 from robustml.threats import L2
-from robustml.balls.waiting import as_on_a_device
 
 ROWS = 6
 
