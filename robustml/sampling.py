@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["Streams", "seeded", "splitmix64"]
+__all__ = ["Coarse", "Streams", "seeded", "splitmix64"]
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer
 _MIX_A = -4658895280553007687  # 0xBF58476D1CE4E5B9
@@ -101,6 +101,16 @@ class Streams:
         """Draw integers from 0 to high - 1: int64 (n, *shape); `high` may differ per element."""
         unit = self.uniform(*shape, dtype=torch.float64)
         return (unit * high).to(torch.int64)
+
+
+class Coarse(Streams):
+    """Streams whose uniform numbers have 16 bits, four of them to a word: for training, where time counts."""
+
+    def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Draw uniformly from the multiples of 2**-16 in [0, 1): (n, *shape)."""
+        count = math.prod(shape)
+        words = self.bits(-(-count // 4)).view(torch.int16)[:, :count]
+        return words.to(dtype).add_(2.0**15).mul_(2.0**-16).view(len(self), *shape)
 
 
 @contextlib.contextmanager

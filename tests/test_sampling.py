@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustml.sampling import Streams, splitmix64
+from robustml.sampling import Coarse, Streams, splitmix64
 
 GOLDEN = 0x9E3779B97F4A7C15
 MASK = (1 << 64) - 1
@@ -166,3 +167,17 @@ def test_global_random_state_is_left_alone() -> None:
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1] == random.getstate()
     assert (before[2] == np.random.get_state()[1]).all()
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (4,), (3, 7)])
+def test_coarse_numbers_are_uniform_and_belong_to_their_sample(shape) -> None:
+    ids = torch.arange(4000)
+    drawn = Coarse(Streams.derive(0, "coarse", ids).keys).uniform(*shape, dtype=torch.float64)
+    assert drawn.shape == (4000, *shape)
+    assert ((drawn >= 0) & (drawn < 1)).all()
+    assert torch.equal(drawn * 2**16, (drawn * 2**16).round())
+    # The mean of so many uniform numbers is within five standard deviations of a half.
+    assert (drawn.mean(0) - 0.5).abs().max() < 5 / math.sqrt(12 * 4000)
+    assert (drawn.var(0) - 1 / 12).abs().max() < 0.01
+    alone = Coarse(Streams.derive(0, "coarse", ids[5:7]).keys).uniform(*shape, dtype=torch.float64)
+    assert torch.equal(alone, drawn[5:7])

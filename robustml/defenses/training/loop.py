@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from ...classifier import Classifier
 from ...errors import RunError
-from ...sampling import Streams, seeded
+from ...sampling import Coarse, Streams, seeded
 from . import checkpoint
 from .checkpoint import Checkpoint
 from .objective import Answers, Batch, Objective, Term, total
@@ -170,7 +170,7 @@ class Run:
     def _batch(self, part: Rows, number: int, replay: int, memory: dict[str, Any]) -> Batch:
         x, y, ids = part
         streams = Streams.derive(self.settings.seed, f"train/{number}/{replay}", ids)
-        moved = Streams(streams.keys.to(self.device))
+        moved = Coarse(streams.keys.to(self.device))
         progress = self._steps / max(len(self.source) * self.objective.replays * self.settings.epochs, 1)
         return Batch(x.to(self.device), y.to(self.device), ids, moved, progress, memory)
 
