@@ -3,6 +3,8 @@ PY ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 OK = $(VENV)/.ok
+# One process for each core; a file's tests share what is made once for them.
+SPREAD = -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-all check docs lock build clean
@@ -22,10 +24,10 @@ demo: $(OK) ## stress-test the built-in digits model and print where the report 
 	$(BIN)/robustml stress digits --threads 1 --out runs/demo --overwrite
 
 test: $(OK) ## run the tests, without the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(SPREAD) -m "not slow"
 
 test-all: $(OK) ## run all the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SPREAD)
 
 check: $(OK) ## format, lint, types and the direction of imports
 	$(BIN)/ruff format --check .
