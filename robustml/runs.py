@@ -29,13 +29,13 @@ from .stress.randomized import Randomness
 from .stress.runner import Observer, Shard, Silent, execute
 from .stress.suite import complete, load_suite
 from .targets import Target
+from .wrapping import pick_device
 
 __all__ = [
     "DEFAULT_BATCH",
     "check_settings",
     "make_plan",
     "merge_runs",
-    "pick_device",
     "run_target",
     "save_report",
 ]
@@ -160,22 +160,6 @@ def make_plan(
         },
         command=command,
     )
-
-
-def pick_device(name: str) -> torch.device:
-    """The device that a name stands for; "auto" is a GPU where there is one.
-
-    Raises:
-        InputError: for a name that torch does not know, or a device that is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device={name!r} cannot be used: {str(error).splitlines()[0][:120]}") from None
-    return device
 
 
 def check_settings(

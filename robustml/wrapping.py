@@ -1,4 +1,4 @@
-"""A bare module and its data, as people have them: what was not said about them is found out."""
+"""A bare module, its data and a device, as people name them: what was not said is found out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .errors import InputError
 from .inputs import InputSpec
 from .sampling import seeded
 
-__all__ = ["collected", "infer_classes", "wrapped"]
+__all__ = ["collected", "infer_classes", "pick_device", "wrapped"]
 
 
 def collected(data: Any, dtype: np.dtype[Any]) -> tuple[Array, Array]:
@@ -87,3 +87,19 @@ def infer_classes(module: torch.nn.Module, x: np.ndarray[Any, Any]) -> int:
             "wrap it in rml.Classifier(..., classes=..., outputs=...)"
         )
     return int(answer.shape[1])
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that a name stands for; "auto" is a GPU where there is one.
+
+    Raises:
+        InputError: for a name that torch does not know, or a device that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"device={name!r} cannot be used: {str(error).splitlines()[0][:120]}") from None
+    return device

@@ -15,9 +15,9 @@ __all__ = ["doctor"]
 @json_option
 def doctor(target: str, device: str, json: bool) -> None:
     """Load TARGET, look at a few samples, and say what was found; the first problem ends with code 2."""
-    from ..runs import pick_device
     from ..stress.admission import admit, check_mode
     from ..targets import load_target
+    from ..wrapping import pick_device
     from .planning import checked_plan
 
     place = pick_device(device)

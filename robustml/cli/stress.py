@@ -218,8 +218,8 @@ def _check_shard(path: Path, target: Target, options: dict[str, Any]) -> None:
 
 
 def _dry_run(target: Target, options: dict[str, Any]) -> int:
-    from ..runs import pick_device
     from ..stress.plan import stages
+    from ..wrapping import pick_device
     from .planning import checked_plan
 
     plan = checked_plan(

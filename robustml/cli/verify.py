@@ -40,7 +40,7 @@ def verify(run: Path, target: str | None, rerun: int, device: str, threads: int 
     Nothing that RUN says is executed: the model comes from --target, which is yours, or is built in.
     """
     from ..report.verify import verify_run
-    from ..runs import pick_device
+    from ..wrapping import pick_device
 
     set_threads(threads)
     with stdout_for_results():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..estimates import clopper_pearson
 from ..stress.certifying import longest, risk_of
 from ..stress.ledger import Ledger
-from ..stress.plan import Plan, curve_budgets
+from ..stress.plan import curve_budgets
 from ..threats import Threat
 from .parts import Certificates, CertifiedPoint, Estimate
+from .shares import share_of
 
 __all__ = ["certificates_of", "certified_curve", "proven_share"]
 
@@ -42,7 +42,8 @@ def proven_share(ledger: Ledger, threat: Threat) -> Estimate | None:
     """
     if not ledger.certified.seen.any():
         return None
-    return _estimate(ledger.plan, int(ledger.proven(threat).sum()))
+    # Certificates and the interval share the risk, so that together they hold with the run's confidence.
+    return share_of(ledger.plan, int(ledger.proven(threat).sum()), risk=risk_of(ledger.plan))
 
 
 def certified_curve(ledger: Ledger, threat: Threat) -> list[CertifiedPoint]:
@@ -54,7 +55,8 @@ def certified_curve(ledger: Ledger, threat: Threat) -> list[CertifiedPoint]:
     points = [(0.0, int(proven.sum()))]
     points += [(eps, int(ledger.proven(threat.at(eps)).sum())) for eps in sorted(budgets)]
     return [
-        CertifiedPoint(eps=eps, certified_accuracy=_estimate(ledger.plan, count)) for eps, count in points
+        CertifiedPoint(eps=eps, certified_accuracy=share_of(ledger.plan, count, risk=risk_of(ledger.plan)))
+        for eps, count in points
     ]
 
 
@@ -70,20 +72,3 @@ def _steps(ledger: Ledger, threat: Threat) -> set[float]:
     steps = {float(f"{largest * step / _POINTS:.4g}") for step in range(1, _POINTS + 1)}
     # What is no perturbation at all is no budget either.
     return {eps for eps in steps if 0 < eps <= threat.widest(spec) and eps >= spec.level}
-
-
-def _estimate(plan: Plan, count: int) -> Estimate:
-    """So many certified samples, with an interval that leaves room for certificates that are wrong.
-
-    The certificates and the interval take their parts of the risk, so that together they hold with the
-    confidence of the run.
-    """
-    low, high = clopper_pearson(count, plan.samples, plan.confidence + risk_of(plan))
-    return Estimate(
-        value=count / plan.samples,
-        low=low,
-        high=high,
-        confidence=plan.confidence,
-        count=count,
-        total=plan.samples,
-    )

@@ -20,7 +20,7 @@ from ...data import Dataset, as_dataset
 from ...errors import InputError, brief
 from ...files import write_atomic, writing
 from ...inputs import InputSpec
-from ...wrapping import collected, wrapped
+from ...wrapping import collected, pick_device, wrapped
 from .loop import Epoch, Run
 from .objective import Objective, Standard, Term
 from .parallel import Team
@@ -110,7 +110,7 @@ def harden(
     """
     begun = time.perf_counter()
     chosen = _settings(settings)
-    place = _device(device)
+    place = pick_device(device)
     classifier, data = _model_and_data(model, train, inputs)
     bound = (objective or Standard()).within(classifier.inputs)
     bound.check(classifier)
@@ -135,17 +135,6 @@ def _settings(given: dict[str, Any]) -> Settings:
         if name not in known:
             raise InputError(f"{name} is not a setting of harden{suggest(name, known)}")
     return Settings(**given)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device={name!r} cannot be used: {str(error).splitlines()[0][:120]}") from None
-    return device
 
 
 def _model_and_data(model: Any, train: Any, inputs: InputSpec | None) -> tuple[Classifier, Any]:
