@@ -54,7 +54,9 @@ def test_every_code_is_reported_once_and_explained(tmp_path: Path) -> None:
     assert [d.code for d in report.threats[0].diagnostics] == sorted(CODES)
     for diagnostic in report.threats[0].diagnostics:
         # Nobody gave a twin, and there is no guard to take apart or to certify anything.
-        assert diagnostic.status == ("skipped" if diagnostic.code in {"D14", "D16", "D23"} else "pass"), diagnostic
+        assert diagnostic.status == ("skipped" if diagnostic.code in {"D14", "D16", "D23"} else "pass"), (
+            diagnostic
+        )
         assert diagnostic.detail
         assert diagnostic.remedy
     assert report.trusted
