@@ -50,10 +50,13 @@ class Ball(ABC):
             return
         if inputs.scale != 1.0:
             self._scale = inputs.like(inputs.scale, x)
-        low, high = (inputs.like(side, x) for side in inputs.bounds)
+        low, high = inputs.bounds
         # An input that is itself out of range must not be pulled away from its own ball's centre.
-        self.lower = torch.minimum(low.expand_as(x), x)
-        self.upper = torch.maximum(high.expand_as(x), x)
+        if isinstance(low, float) and isinstance(high, float):
+            self.lower, self.upper = x.clamp_max(low), x.clamp_min(high)
+        else:
+            self.lower = torch.minimum(inputs.like(low, x).expand_as(x), x)
+            self.upper = torch.maximum(inputs.like(high, x).expand_as(x), x)
         if inputs.immutable:
             frozen = torch.zeros(inputs.size, dtype=torch.bool, device=x.device)
             frozen[list(inputs.immutable)] = True

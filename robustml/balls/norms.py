@@ -28,8 +28,9 @@ class LinfBall(Ball):
         super().__init__(threat, x)
         reach = threat.eps if self._scale is None else threat.eps * self._scale.double()
         edge = self._no_further if self._inputs is None or self._inputs.levels is None else self._last_level
-        self.lower = torch.maximum(self.lower, edge(x.double() - reach, reach))
-        self.upper = torch.minimum(self.upper, edge(x.double() + reach, reach))
+        centre = x.double()
+        self.lower = torch.maximum(self.lower, edge(centre, centre - reach, reach))
+        self.upper = torch.minimum(self.upper, edge(centre, centre + reach, reach))
         self.eps = self._radius = threat.eps
 
     def resized(self, radius: Tensor) -> Ball:
@@ -41,20 +42,19 @@ class LinfBall(Ball):
         ball.upper = torch.minimum(self.upper, self.x + reach)
         return ball
 
-    def _no_further(self, exact: Tensor, reach: Tensor | float) -> Tensor:
+    def _no_further(self, centre: Tensor, exact: Tensor, reach: Tensor | float) -> Tensor:
         # x + eps is rounded; where it was rounded outwards, step one float back towards x.
         edge = exact.to(self.x.dtype)
-        distance = torch.sub(edge.double(), self.x.double()).abs_()
+        distance = torch.sub(edge.double(), centre).abs_()
         # A comparison that writes numbers: choosing by a mask costs many times as much.
         too_far = torch.gt(distance, reach, out=torch.empty_like(edge))
         return torch.lerp(edge, torch.nextafter(edge, self.x), too_far)
 
-    def _last_level(self, exact: Tensor, reach: Tensor | float) -> Tensor:
+    def _last_level(self, centre: Tensor, exact: Tensor, reach: Tensor | float) -> Tensor:
         """The furthest level within reach, on the side of an edge; the input itself if there is none."""
         assert self._inputs is not None
-        centre = self._exact(self.x)
-        side = (exact - self.x.double()).sign()
-        number = self._inputs.level_of(centre + side * reach * (1 + TOLERANCE / 2))
+        side = (exact - centre).sign()
+        number = self._inputs.level_of(self._exact(self.x) + side * reach * (1 + TOLERANCE / 2))
         level = self._inputs.at_level((number * side).floor() * side).to(self.x.dtype)
         return torch.where((level - self.x) * side > 0, level, self.x)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import time
 from collections.abc import Callable
 from typing import Literal
@@ -12,15 +10,13 @@ import torch
 from torch import Tensor
 
 from ..losses import is_wrong
+from ..memory import give_back, hold_memory
 from ..registry import Logits
 from ..surrogates import exact
 from ..threats import Ball, per_row, reads_freely
-from .memory import give_back
 
 __all__ = ["BudgetSpent", "Meter"]
 
-_TRIM, _MAP = -1, -3  # numbers of malloc's options in glibc
-_HELD, _MAPPED = 1 << 26, 1 << 25  # bytes; to hold more saves no time and was not needed
 _SIMILAR = 0.75  # the share of the batch that must be left for its memory to be worth keeping
 _ROUGHLY = 1.01  # far more than rounding can do to a length
 
@@ -31,21 +27,6 @@ class BudgetSpent(Exception):
     def __init__(self, kind: Literal["passes", "time"]) -> None:
         super().__init__(kind)
         self.kind = kind
-
-
-def _hold_memory() -> None:
-    """Let the allocator keep what a step frees until the next one asks for it again.
-
-    By default glibc hands memory back to the system as soon as some megabytes are free, at the end of a
-    backward pass as a rule, and to fault it in again takes as long as half of a pass of a small network.
-    `give_back` still returns all of it, when the batch has changed its size. Elsewhere there is no such
-    option.
-    """
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        library = ctypes.CDLL(None)
-        # The first option alone would freeze the second at a value so small that every tensor is mapped anew.
-        library.mallopt(_TRIM, _HELD)
-        library.mallopt(_MAP, _MAPPED)
 
 
 class Meter:
@@ -85,7 +66,7 @@ class Meter:
         weight: int = 1,
         follow: Callable[[Tensor], None] | None = None,
     ) -> None:
-        _hold_memory()
+        hold_memory()
         self._model = model
         self._weight = weight
         self._follow = follow

@@ -6,11 +6,11 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
+from ..memory import give_back
 from .attacking import Bench, Limits
 from .curve import known_points
 from .folder import Record, RunFolder
 from .ledger import Ledger
-from .memory import give_back
 from .meter import BudgetSpent
 from .plan import Stage
 from .units import run_unit

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from ...classifier import Classifier
 from ...errors import RunError
+from ...memory import hold_memory
 from ...sampling import Coarse, Streams, seeded
 from . import checkpoint
 from .checkpoint import Checkpoint
@@ -81,6 +82,7 @@ class Run:
 
     def __post_init__(self) -> None:
         settings = self.settings
+        hold_memory()
         self.team = Team()
         self.model.to(self.device)
         self.optimizer = settings.make_optimizer([p for p in self.model.parameters() if p.requires_grad])
