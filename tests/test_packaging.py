@@ -18,7 +18,12 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-DATA = ("robustml/py.typed", "robustml/report/templates/*", "robustml/stress/suites/*.toml")
+DATA = (
+    "robustml/py.typed",
+    "robustml/defenses/training/recipes/*.toml",
+    "robustml/report/templates/*",
+    "robustml/stress/suites/*.toml",
+)
 
 
 def _version() -> str:

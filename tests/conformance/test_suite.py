@@ -22,7 +22,6 @@ PAGE = ROOT / "docs" / "explanation" / "conformance.md"
 
 MISSING = {
     "nearest-of-two": "a stress test wants one point within a budget; nothing merges distances",
-    "squeezing": "there are no guards yet",
 }
 """What robustml may have nothing for."""
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import robustml as rml
 from robustml import registry
+from robustml.defenses.guards import BitDepth
 from robustml.registry import Access, Attack, all_attacks, attack, find_attack
 from robustml.report import Report
 from robustml.sampling import Streams
@@ -55,6 +56,12 @@ class RobustmlAdapter(Adapter):
         if name not in all_attacks():
             raise Unsupported(f"{name} is not in the registry yet")
         return find_attack(name)
+
+    def squeezed(self, task: Task, *, bits: int) -> Tensor:
+        model = rml.Classifier(task.model, inputs=_spec(task), classes=task.classes)
+        guarded = rml.Guarded(model, [BitDepth(bits)])
+        with torch.no_grad():
+            return guarded(task.x)
 
     def pgd(self, task: Task, *, steps: int, restarts: int = 1) -> Tensor:
         return self._attack(task, "pgd", steps=steps, restarts=restarts)
