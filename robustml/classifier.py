@@ -17,7 +17,7 @@ from .errors import InputError, brief, suggest
 from .inputs import InputSpec
 from .registry import Access
 
-__all__ = ["BlackBox", "Classifier", "Model", "Outputs", "mode_dependent_layers"]
+__all__ = ["BlackBox", "Classifier", "Model", "Outputs", "enter", "mode_dependent_layers"]
 
 Outputs = Literal["logits", "probabilities", "binary-logit", "labels"]
 
@@ -139,14 +139,19 @@ class Classifier(nn.Module, Model):
         for name, tensor in sorted(self.module.state_dict().items()):
             if not isinstance(tensor, Tensor):
                 continue
-            data = tensor.detach().cpu().contiguous()
-            digest.update(f"{name} {data.dtype} {tuple(data.shape)}".encode())
-            digest.update(data.flatten().view(torch.uint8).numpy().tobytes())
+            enter(digest, name, tensor)
         return digest.hexdigest()
 
     @property
     def size(self) -> int | None:
         return sum(parameter.numel() for parameter in self.module.parameters())
+
+
+def enter(digest: Any, name: str, tensor: Tensor) -> None:
+    """Add a tensor to a digest of `hashlib`: its name, type, shape and values."""
+    data = tensor.detach().cpu().contiguous()
+    digest.update(f"{name} {data.dtype} {tuple(data.shape)}".encode())
+    digest.update(data.flatten().view(torch.uint8).numpy().tobytes())
 
 
 class BlackBox(Model):

@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from .classifier import Classifier, Model
+from .classifier import Classifier, Model, enter
 from .errors import InputError, brief
 from .files import write_atomic
 from .guards import Answers, Guard, find_guard, through
@@ -86,19 +86,25 @@ class Guarded(Classifier):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (n, classes), or (n, classes + 1) if it `rejects`, for a batch (n, *shape)."""
         ask = self._ask()
-        scores = []
-        for each in self._guards():
-            if each.rejects:
-                scores.append(each.score(x, ask))
-            x = through(each, x)
+        x, scores = self._passed(x, ask)
         logits = ask(x)
         if not self.rejects:
             return logits
         # A score that is no number says that something is wrong with the input: it does not pass.
-        worst = torch.stack(scores).nan_to_num(nan=1.0, posinf=torch.inf, neginf=-torch.inf).amax(0)
+        found = torch.stack(list(scores.values()))
+        worst = found.nan_to_num(nan=1.0, posinf=torch.inf, neginf=-torch.inf).amax(0)
         best = logits.amax(1)
         # Far from its threshold a score says no more; an infinite logit would be no number for a loss.
         return torch.cat([logits, (best + worst.clamp(-_FAR, _FAR).to(best.dtype))[:, None]], dim=1)
+
+    def _passed(self, x: Tensor, ask: Answers) -> tuple[Tensor, dict[str, Tensor]]:
+        """What comes to the model, and the score (n,) of each guard that rejects, by its place and name."""
+        scores = {}
+        for place, each in enumerate(self._guards()):
+            if each.rejects:
+                scores[f"{place}:{each.name}"] = each.score(x, ask)
+            x = through(each, x)
+        return x, scores
 
     def _guards(self) -> Iterator[Guard]:
         for each in self.guards:
@@ -110,13 +116,8 @@ class Guarded(Classifier):
 
     def rejections(self, x: Tensor) -> dict[str, Tensor]:
         """The score of each guard that rejects, above 0 where it does: (n,) by the place and name of it."""
-        ask, found = self._ask(), {}
         with torch.no_grad():
-            for place, each in enumerate(self._guards()):
-                if each.rejects:
-                    found[f"{place}:{each.name}"] = each.score(x, ask)
-                x = through(each, x)
-        return found
+            return self._passed(x, self._ask())[1]
 
     @contextlib.contextmanager
     def ready(self, device: torch.device) -> Iterator[None]:
@@ -132,9 +133,7 @@ class Guarded(Classifier):
         for each in self._guards():
             digest.update(f"{each.name} {json.dumps(each.options, sort_keys=True)}".encode())
             for name, value in sorted(each.learned.items()):
-                data = value.detach().cpu().contiguous()
-                digest.update(f"{name} {data.dtype} {tuple(data.shape)}".encode())
-                digest.update(data.flatten().view(torch.uint8).numpy().tobytes())
+                enter(digest, name, value)
         return digest.hexdigest()
 
     @property

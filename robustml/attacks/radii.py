@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..balls.soft import softened
+from ..balls.soft import headroom, softened
 from .planes import ENDLESS
 
 __all__ = ["ascend", "dual_of", "free_slope", "room_of", "shrink", "size_of"]
@@ -58,7 +58,7 @@ _DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
 
 
 def free_slope(slope: Tensor, delta: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The part of a gradient (n, features) that a perturbation in range can follow; it overwrites `slope`."""
+    """The part of a gradient (n, ...) that a perturbation in range can follow; it overwrites `slope`."""
     # Comparisons that write numbers: choosing by a mask costs many times as much.
     rises, falls = torch.empty_like(slope), torch.empty_like(slope)
     torch.lt(delta, high, out=rises)
@@ -95,8 +95,7 @@ def shrink(norm: str, delta: Tensor, radius: Tensor, slope: Tensor, low: Tensor,
         high: Highest value of each feature (n, features).
     """
     if norm == "l1":
-        up = torch.gt(delta, 0, out=torch.empty_like(delta))
-        return softened(delta, torch.lerp(-low, high, up), radius[:, None])
+        return softened(delta, headroom(delta, low, high), radius[:, None])
     delta = torch.minimum(torch.maximum(delta, low), high)
     limit = radius[:, None]
     if norm == "linf":

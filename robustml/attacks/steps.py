@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..threats import Ball, reads_freely
+from .radii import free_slope
 
 __all__ = ["free_gradient", "sparse_ascent"]
 
@@ -58,8 +59,4 @@ def _nth_largest(size: Tensor, count: Tensor) -> Tensor:
 
 def free_gradient(gradient: Tensor, z: Tensor, ball: Ball) -> Tensor:
     """The gradient without the features that already are at the end of their range (n, *shape)."""
-    # Comparisons that write numbers: choosing by a mask costs many times as much.
-    rises, falls = torch.empty_like(gradient), torch.empty_like(gradient)
-    torch.lt(z, ball.upper, out=rises)
-    torch.gt(z, ball.lower, out=falls)
-    return rises.mul_(gradient.clamp_min(0)).addcmul_(falls, gradient.clamp_max(0))
+    return free_slope(gradient.clone(), z, ball.lower, ball.upper)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..sampling import Streams
+from .soft import headroom
 from .waiting import reads_freely
 
 if TYPE_CHECKING:
@@ -122,10 +123,7 @@ class Ball(ABC):
         """How far each coordinate may go in the direction that it already has, in units of the scale."""
         if self._inputs is None:
             return torch.full_like(delta, torch.inf)
-        low, high = self.room()
-        # A comparison that writes numbers: choosing by a mask costs many times as much.
-        up = torch.gt(delta, 0, out=torch.empty_like(delta))
-        return torch.lerp(-low, high, up, out=up)
+        return headroom(delta, *self.room())
 
     def _limit(self, delta: Tensor) -> Tensor:
         """The radius of each row, to compare with: (n, 1)."""

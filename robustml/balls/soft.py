@@ -7,11 +7,23 @@ from torch import Tensor
 
 from .waiting import reads_freely
 
-__all__ = ["soft_threshold", "softened"]
+__all__ = ["headroom", "soft_threshold", "softened"]
 
 _ROUNDS = 20
 _TINY = 1e-30
 _ROUNDING = 8  # units in the last place within which a threshold cannot be told from another
+
+
+def headroom(delta: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """How far each feature may go in the direction that it already has: (n, features).
+
+    Args:
+        delta: Perturbations (n, features).
+        low, high: The ends of each one's range, finite (n, features).
+    """
+    # A comparison that writes numbers: choosing by a mask costs many times as much.
+    up = torch.gt(delta, 0, out=torch.empty_like(delta))
+    return torch.lerp(-low, high, up, out=up)
 
 
 def soft_threshold(size: Tensor, room: Tensor, radius: Tensor) -> Tensor:

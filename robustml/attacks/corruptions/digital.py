@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import math
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ...pictures import stored_as_jpeg
 from ...registry import corruption
 from ...sampling import Streams
 from .filters import sample, smooth, spread
@@ -77,24 +75,8 @@ def jpeg(x: Tensor, severity: int, streams: Streams) -> Tensor:
     """JPEG compression; three channels are taken as colors, any other number as so many grey images."""
     quality = round(amount(x, severity, (80, 65, 58, 50, 40), (25, 18, 15, 10, 7)))
     levels = (x * 255).round().to(torch.uint8).cpu().numpy()
-    stored = np.stack([_stored(image, quality) for image in levels])
+    stored = stored_as_jpeg(levels, quality)
     return torch.from_numpy(stored).to(x.device, x.dtype) / 255
-
-
-def _stored(image: np.ndarray[Any, Any], quality: int) -> np.ndarray[Any, Any]:
-    """Write 8-bit channels (c, h, w) as JPEG and read them back."""
-    if len(image) == 3:
-        return _reread(np.moveaxis(image, 0, 2), quality).transpose(2, 0, 1)
-    return np.stack([_reread(channel, quality) for channel in image])
-
-
-def _reread(pixels: np.ndarray[Any, Any], quality: int) -> np.ndarray[Any, Any]:
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "JPEG", quality=quality)
-    with Image.open(file) as image:
-        return np.asarray(image)
 
 
 @corruption("saturate", group="digital", reference="Hendrycks and Dietterich 2019, appendix B", channels={3})

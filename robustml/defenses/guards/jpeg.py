@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import math
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 from annotated_types import Ge, Le
 from torch import Tensor
@@ -14,6 +12,7 @@ from torch.nn import functional
 
 from ...guards import Guard, guard
 from ...inputs import InputSpec
+from ...pictures import stored_as_jpeg
 from ...surrogates import graft
 from .squeezing import needs_images, whole
 
@@ -69,7 +68,7 @@ class JPEG(Guard):
         levels = self._levels(x.detach()).round().clamp(0, 255)
         # What is no number cannot be stored, and must not come out as one.
         pixels = levels.nan_to_num(0).to(torch.uint8).cpu().numpy()
-        stored = np.stack([_stored(image, self.quality) for image in pixels]) if len(pixels) else pixels
+        stored = stored_as_jpeg(pixels, self.quality)
         return torch.where(x.isnan(), x, self._values(torch.from_numpy(stored).to(x)))
 
     def surrogate(self, x: Tensor) -> Tensor:
@@ -89,23 +88,6 @@ class JPEG(Guard):
         assert self.inputs is not None
         low, high = (self.inputs.like(side, levels) for side in self.inputs.bounds)
         return torch.minimum(low + levels * (high - low) / 255, high)
-
-
-def _stored(image: np.ndarray[Any, Any], quality: int) -> np.ndarray[Any, Any]:
-    """Write 8-bit channels (c, h, w) as JPEG and read them back."""
-    if len(image) == 3:
-        return _reread(np.moveaxis(image, 0, 2), quality).transpose(2, 0, 1)
-    return np.stack([_reread(channel, quality) for channel in image])
-
-
-def _reread(pixels: np.ndarray[Any, Any], quality: int) -> np.ndarray[Any, Any]:
-    from PIL import Image
-
-    file = io.BytesIO()
-    # 2 stands for 4:2:0.
-    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "JPEG", quality=quality, subsampling=2)
-    with Image.open(file) as image:
-        return np.asarray(image)
 
 
 def table(quality: int, kind: int) -> Tensor:

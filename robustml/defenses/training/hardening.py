@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ... import __version__
 from ...classifier import Classifier
 from ...data import Dataset, as_dataset
-from ...errors import InputError, brief
+from ...errors import InputError, brief, suggest
 from ...files import write_atomic, writing
 from ...inputs import InputSpec
 from ...wrapping import collected, pick_device, wrapped
@@ -128,8 +128,6 @@ def harden(
 
 
 def _settings(given: dict[str, Any]) -> Settings:
-    from ...errors import suggest
-
     known = [field.name for field in dataclasses.fields(Settings)]
     for name in given:
         if name not in known:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...classifier import Classifier
-from ...data import Dataset, as_dataset
+from ...data import Dataset, as_dataset, choose
 from ...errors import InputError
 from ...sampling import Streams
 
@@ -162,8 +162,6 @@ def split(data: Dataset, share: float, seed: int) -> tuple[Tensor, Tensor]:
     Raises:
         InputError: if nothing would be left for one of them.
     """
-    from ...data import choose
-
     count = round(share * len(data))
     if not 0 < count < len(data):
         raise InputError(f"validation={share} of {len(data)} samples leaves none for one of both parts")
