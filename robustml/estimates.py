@@ -59,6 +59,7 @@ def proportion(count: int, total: int, confidence: float = 0.95) -> Proportion:
 # Standard deviations that a bet may count on, and below them a bet of everything.
 _SPREADS = 0.5 * 2.0 ** (-np.arange(8) / 2)
 _DIGITS = 6
+_NEGLIGIBLE = 1e-12
 
 
 def mean_interval(values: np.ndarray[Any, Any], confidence: float = 0.95) -> tuple[float, float]:
@@ -100,7 +101,8 @@ def _least_mean(x: np.ndarray[Any, Any], confidence: float) -> float:
     # The wealth falls as m grows, so that bisection finds where it stops refuting.
     for _ in range(40):
         middle = (low + high) / 2
-        if middle > 0 and refuted(middle):
+        # Below this nothing is left of a mean that is rounded down, and stakes would overflow.
+        if middle > _NEGLIGIBLE and refuted(middle):
             low = middle
         else:
             high = middle

@@ -191,3 +191,9 @@ def test_a_mean_that_varies_little_is_known_well() -> None:
     # At the ends it is nearly the exact binomial interval.
     assert mean_interval(np.ones(n))[0] == pytest.approx(clopper_pearson(n, n)[0], abs=2e-3)
     assert mean_interval(np.ones(n))[1] == 1.0
+
+
+def test_the_mean_of_a_number_that_is_next_to_nothing() -> None:
+    low, high = mean_interval(np.array([2.2250738585072014e-308]), 0.5)
+    assert low == 0
+    assert 0 < high <= 1
