@@ -76,6 +76,7 @@ def harden(
     out: str | Path | None = None,
     resume: bool = False,
     progress: bool = False,
+    partial: bool = False,
     **settings: Any,
 ) -> Hardened:
     """Train a model, in place, on an objective.
@@ -101,6 +102,8 @@ def harden(
         resume: Go on from the checkpoint in `out`, or begin if no epoch was finished. The outcome is that of
             a run that was never interrupted, to the last bit on the same kind of device with as many threads.
         progress: Show it on stderr.
+        partial: Whether `train` is one part of what the model learns from, as a federated client's is; such a
+            part may hold a single class.
         settings: Those of `Settings`: epochs, batch_size, optimizer, learning_rate, schedule, averaging and
             others.
 
@@ -114,7 +117,7 @@ def harden(
     classifier, data = _model_and_data(model, train, inputs)
     bound = (objective or Standard()).within(classifier.inputs)
     bound.check(classifier)
-    source, held = _sources(classifier, data, validation, chosen)
+    source, held = _sources(classifier, data, validation, chosen, partial=partial)
     plan = _plan(bound, terms, chosen, source, classifier)
     folder = _folder(out, resume=resume)
     leads = Team().leads
@@ -157,7 +160,7 @@ def _first(loader: Any) -> Any:
 
 
 def _sources(
-    model: Classifier, data: Any, validation: Any, settings: Settings
+    model: Classifier, data: Any, validation: Any, settings: Settings, *, partial: bool
 ) -> tuple[Source, tuple[Tensor, Tensor] | None]:
     rows, held = None, None
     if isinstance(validation, (int, float)) and not isinstance(validation, bool):
@@ -169,7 +172,7 @@ def _sources(
     elif validation is not None:
         given = as_dataset(validation, model.inputs, model.classes, "validation")
         held = torch.from_numpy(given.x), torch.from_numpy(given.y)
-    if isinstance(data, Dataset):
+    if isinstance(data, Dataset) and not partial:
         classes = np.unique(data.y)
         if len(classes) < 2:
             raise InputError(f"train has labels of class {classes[0]} only; a classifier needs two at least")
