@@ -22,12 +22,31 @@ __all__ = ["MakeOptimizer", "MakeSchedule", "Settings"]
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
 MakeSchedule = Callable[[Optimizer, int], LRScheduler]
 
+
+# The devices where a step can be one pass over the weights, in place of one for each of its operations.
+_FUSED = {"cpu", "cuda"}
+
+
+def _lay_out(optimizer: Optimizer, *_: Any) -> None:
+    """The fused step is blind to strides, and gradients that were set by hand may have others than weights."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None and not parameter.grad.is_contiguous():
+                parameter.grad = parameter.grad.contiguous()
+
+
+def _sgd(parameters: list[nn.Parameter], **more: Any) -> Optimizer:
+    optimizer = torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **more)
+    for parameter in parameters:
+        # The first gradient comes to the same with a momentum of zeros as with none; the fused step cannot
+        # do with momenta of which some are there and others, of parameters without a gradient yet, are not.
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
+    return optimizer
+
+
 _OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], float]] = {
     "adamw": (torch.optim.AdamW, 2e-3),
-    "sgd": (
-        lambda parameters, **more: torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **more),
-        0.05,
-    ),
+    "sgd": (_sgd, 0.05),
 }
 _WARM = 0.25  # the share of the steps in which the one-cycle schedule rises
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -115,7 +134,13 @@ class Settings:
             return made
         make, usual = _OPTIMIZERS[self.optimizer]
         rate = usual if self.learning_rate is None else self.learning_rate
-        return make(parameters, lr=rate, weight_decay=self.weight_decay)
+        fused = all(
+            p.is_floating_point() and p.is_contiguous() and p.device.type in _FUSED for p in parameters
+        )
+        optimizer = make(parameters, lr=rate, weight_decay=self.weight_decay, fused=fused)
+        if fused:
+            optimizer.register_step_pre_hook(_lay_out)
+        return optimizer
 
     def make_schedule(self, optimizer: Optimizer, steps: int) -> LRScheduler | None:
         """The schedule of a run of so many steps; None for a constant rate."""

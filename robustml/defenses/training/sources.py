@@ -67,7 +67,8 @@ class Arrays:
         order = self.rows[keys.argsort(stable=True)]
         for start, end in zip(self._cuts, self._cuts[1:], strict=False):
             ids = order[start:end]
-            yield self.x[ids], self.y[ids], ids
+            # Many times as fast as x[ids].
+            yield self.x.index_select(0, ids), self.y[ids], ids
 
 
 def _cuts(n: int, size: int, least: int) -> list[int]:

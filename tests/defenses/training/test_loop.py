@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import robustml as rml
 from robustml.defenses.training import PGD, Objective, Standard, Term, harden
+from robustml.defenses.training.settings import Settings
 from robustml.errors import InputError, RunError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -314,3 +315,25 @@ def test_two_processes_end_with_the_weights_of_one(tmp_path) -> None:
 def test_what_is_public_is_described() -> None:
     assert issubclass(PGD, Objective)
     assert Term.penalty(object(), nn.Linear(1, 1)) is None
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_step_is_that_of_torch_however_gradients_lie_in_memory(optimizer) -> None:
+    """Also for a parameter that has no gradient in the first step."""
+
+    def stepped(make) -> torch.Tensor:
+        draw = torch.Generator().manual_seed(5)
+        first, late = (nn.Parameter(torch.randn(6, 9, generator=draw)) for _ in range(2))
+        made = make([first, late])
+        for step in range(4):
+            first.grad = torch.randn(9, 6, generator=draw).t()
+            late.grad = torch.randn(6, 9, generator=draw) if step else None
+            made.step()
+        return torch.stack([first.detach(), late.detach()])
+
+    ours = Settings(optimizer=optimizer, learning_rate=0.05, weight_decay=0.01).make_optimizer
+    kinds = {
+        "sgd": lambda p: torch.optim.SGD(p, 0.05, 0.9, nesterov=True, weight_decay=0.01, fused=False),
+        "adamw": lambda p: torch.optim.AdamW(p, 0.05, weight_decay=0.01, fused=False),
+    }
+    torch.testing.assert_close(stepped(ours), stepped(kinds[optimizer]), atol=1e-5, rtol=1e-5)
