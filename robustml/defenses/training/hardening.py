@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,7 +26,11 @@ from .objective import Objective, Standard, Term
 from .parallel import Team
 from .settings import Settings
 from .showing import Log
-from .sources import Source, source_of, split
+from .sources import Arrays, Source, source_of, split
+
+if TYPE_CHECKING:
+    from ..privacy import DifferentialPrivacy, Guarantee, Ledger
+    from ..privacy.engine import Private
 
 __all__ = ["Hardened", "harden"]
 
@@ -43,6 +47,7 @@ class Hardened:
         chosen: The number of the epoch whose weights it has.
         seconds: Of the whole call.
         provenance: Objective, terms, settings, the digest of the data and the versions, as plain data.
+        privacy: What a private run guarantees; None for a plain one.
     """
 
     model: Classifier
@@ -50,6 +55,7 @@ class Hardened:
     chosen: int
     seconds: float
     provenance: dict[str, Any]
+    privacy: Guarantee | None = None
 
     def save(self, path: str | Path) -> None:
         """Write the weights as safetensors, with the provenance in their header.
@@ -70,12 +76,14 @@ def harden(
     *,
     objective: Objective | None = None,
     terms: Sequence[Term] = (),
-    validation: Any = 0.1,
+    validation: Any = "auto",
     inputs: InputSpec | None = None,
     device: str = "auto",
     out: str | Path | None = None,
     resume: bool = False,
     progress: bool = False,
+    privacy: DifferentialPrivacy | None = None,
+    ledger: Ledger | None = None,
     partial: bool = False,
     **settings: Any,
 ) -> Hardened:
@@ -95,13 +103,17 @@ def harden(
         objective: What to minimise; plain cross-entropy if None.
         terms: What is added to it, such as regularizers.
         validation: Data that is held out to choose the epoch: a share of `train` if that is arrays, a pair
-            (x, y), or None.
+            (x, y), or None. "auto" holds out a tenth, and nothing of private data: what chooses an epoch is
+            not protected.
         inputs: The input space of a bare module.
         device: "auto", "cpu", "cuda", ...
         out: A folder for the checkpoint of each epoch and the log; nothing is written if None.
         resume: Go on from the checkpoint in `out`, or begin if no epoch was finished. The outcome is that of
             a run that was never interrupted, to the last bit on the same kind of device with as many threads.
         progress: Show it on stderr.
+        privacy: Differential privacy for the samples of `train`, which must be arrays; the objective's
+            samples must not depend on one another.
+        ledger: What was spent on the same samples before; it is continued, in place.
         partial: Whether `train` is one part of what the model learns from, as a federated client's is; such a
             part may hold a single class.
         settings: Those of `Settings`: epochs, batch_size, optimizer, learning_rate, schedule, averaging and
@@ -117,17 +129,29 @@ def harden(
     classifier, data = _model_and_data(model, train, inputs)
     bound = (objective or Standard()).within(classifier.inputs)
     bound.check(classifier)
+    validation = _held_out(validation, privacy)
     source, held = _sources(classifier, data, validation, chosen, partial=partial)
+    private = None
+    if privacy is not None:
+        source, private = _private(privacy, ledger, classifier, bound, terms, source, chosen, place)
     plan = _plan(bound, terms, chosen, source, classifier)
+    if privacy is not None:
+        plan["privacy"] = privacy.to_dict()
     folder = _folder(out, resume=resume)
     leads = Team().leads
     steps = len(source) * bound.replays * chosen.epochs
     with Log(steps, folder / _LOG if folder and leads else None, show=progress and leads) as log:
-        run = Run(classifier, bound, tuple(terms), source, held, chosen, place, plan, log)
+        run = Run(classifier, bound, tuple(terms), source, held, chosen, place, plan, log, private=private)
         run.go(folder, resume=resume)
     provenance = {**plan, "chosen": run.chosen, "robustml": __version__, "torch": torch.__version__}
-    seconds = time.perf_counter() - begun
-    return Hardened(classifier.eval(), tuple(run.history), run.chosen, round(seconds, 3), provenance)
+    guarantee = None
+    if private is not None:
+        guarantee = private.guarantee()
+        private.close()
+        # A digest of private data would let anybody check a guess at them.
+        provenance |= {"privacy": guarantee.to_dict(), "data_sha256": None}
+    seconds = round(time.perf_counter() - begun, 3)
+    return Hardened(classifier.eval(), tuple(run.history), run.chosen, seconds, provenance, guarantee)
 
 
 def _settings(given: dict[str, Any]) -> Settings:
@@ -177,6 +201,44 @@ def _sources(
         if len(classes) < 2:
             raise InputError(f"train has labels of class {classes[0]} only; a classifier needs two at least")
     return source_of(data, model, rows=rows, batch_size=settings.batch_size, seed=settings.seed), held
+
+
+def _held_out(validation: Any, privacy: DifferentialPrivacy | None) -> Any:
+    auto = isinstance(validation, str) and validation == "auto"
+    if privacy is None:
+        return 0.1 if auto else validation
+    share = isinstance(validation, (int, float)) and not isinstance(validation, bool) and validation
+    if share:
+        raise InputError(
+            f"validation={brief(validation)} would hold out private samples, and an epoch chosen by them "
+            "does not protect them; give a public pair (x, y), or None"
+        )
+    return None if auto else validation
+
+
+def _private(
+    privacy: DifferentialPrivacy,
+    ledger: Ledger | None,
+    model: Classifier,
+    objective: Objective,
+    terms: Sequence[Term],
+    source: Source,
+    settings: Settings,
+    device: torch.device,
+) -> tuple[Source, Private]:
+    """The batches and the engine of a private run."""
+    from ..privacy.engine import Poisson, Private, refuse
+
+    if not isinstance(source, Arrays):
+        raise InputError(
+            "train is a loader, whose batches nobody can vouch for; privacy draws its own, from arrays (x, y)"
+        )
+    refuse(objective, terms, settings, privacy)
+    drawn = Poisson(source, privacy, settings.batch_size)
+    model.to(device)
+    return drawn, Private(
+        privacy, model, objective, terms, drawn, settings=settings, device=device, ledger=ledger
+    )
 
 
 def _plan(

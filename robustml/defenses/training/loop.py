@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ from .settings import Settings
 from .showing import Log
 from .sources import Rows, Source
 from .validation import accuracies
+
+if TYPE_CHECKING:
+    from ..privacy.engine import Private
 
 __all__ = ["Epoch", "Run"]
 
@@ -65,6 +68,7 @@ class Run:
         source: The batches.
         held: Validation inputs and labels, or None.
         best: The weights of the epoch that was best so far, by name.
+        private: What makes the gradients private, None for plain ones.
     """
 
     model: Classifier
@@ -79,6 +83,7 @@ class Run:
     history: list[Epoch] = dataclasses.field(default_factory=list)
     best: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     chosen: int = 0
+    private: Private | None = None
 
     def __post_init__(self) -> None:
         settings = self.settings
@@ -104,7 +109,7 @@ class Run:
         # An epoch may have been logged and not saved.
         self.log.rewind(self.history)
         for number in range(len(self.history) + 1, self.settings.epochs + 1):
-            if self._is_patient():
+            if self._is_patient() or (self.private is not None and self.private.spent):
                 break
             # Dropout, loaders and user code draw from the global generator: each epoch has its numbers.
             with seeded(self.device, self.settings.seed, "epoch", number):
@@ -126,11 +131,14 @@ class Run:
         # Read once at the end: asking at each step would make the device wait.
         sums = torch.zeros(2, device=self.device, dtype=torch.float64)
         memory: dict[str, Any] = {}
-        for rows in self.source.batches(number):
+        seen = 0
+        for place, rows in enumerate(self.source.batches(number)):
             for replay in range(self.objective.replays):
-                sums += self._step(rows, number, replay, memory)
+                # A private sample may come several times in an epoch, and gets new random numbers each time.
+                sums += self._step(rows, number, replay if self.private is None else place, memory)
+                seen += len(rows[1])
                 self.log.step()
-        loss, right = (self.team.sum(sums) / (self.source.samples * self.objective.replays)).tolist()
+        loss, right = (self.team.sum(sums) / max(seen, 1)).tolist()
         if not (loss < float("inf")):
             raise RunError(
                 f"the loss of epoch {number} is {loss}: lower the learning rate, or look at data and model"
@@ -151,6 +159,8 @@ class Run:
             batch = self._batch(part, number, replay, memory)
             if len(batch):
                 sums += self._backward(batch, count)
+        if self.private is not None:
+            self.private.release()
         self._penalties()
         self.team.add_up(self.model.parameters())
         if self.settings.clip is not None:
@@ -165,6 +175,9 @@ class Run:
 
     def _parts(self, rows: Rows) -> Iterator[Rows]:
         """The micro-batches of this process, whose gradients are added up."""
+        if self.private is not None:
+            yield from self.private.parts(rows)
+            return
         x, y, ids = self.team.part(*rows)
         size = max(1, -(-len(y) // self.settings.accumulate))
         yield from zip(*(torch.split(column, size) for column in (x, y, ids)), strict=True)
@@ -181,6 +194,8 @@ class Run:
         objective = self.objective
         with self._evaluating(), self._precision():
             z = objective.craft(self.model, batch)
+        if self.private is not None:
+            return self.private.add(self.model, objective, self.terms, batch, z)
         if objective.follows:
             z = z.detach().requires_grad_()
         with objective.perturbed(self.model, batch, z):
@@ -265,6 +280,8 @@ class Run:
             "history": [dataclasses.asdict(epoch) for epoch in self.history],
             "chosen": self.chosen,
         }
+        if self.private is not None:
+            facts["privacy"] = self.private.state()
         parts = {"optimizer": self.optimizer, "schedule": self.schedule, "average": self.average}
         for name, part in parts.items():
             if part is not None:
@@ -277,6 +294,8 @@ class Run:
         checkpoint.same_plan(stored.plan, self.plan, path)
         self.history = [Epoch(**facts) for facts in stored.facts["history"]]
         self.chosen = stored.facts["chosen"]
+        if self.private is not None:
+            self.private.restore(stored.facts["privacy"])
         for key, value in stored.tensors.items():
             head, _, name = key.partition(".")
             if head == "best":
