@@ -31,6 +31,7 @@ _HOMES = {
     "Threat": "threats",
     "attack": "registry",
     "compare": "report.compare",
+    "federate": "defenses.federated",
     "guard": "guards",
     "harden": "defenses.training",
     "load_target": "targets",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from .api import stress_test as stress_test
     from .classifier import BlackBox as BlackBox
     from .classifier import Classifier as Classifier
+    from .defenses.federated import federate as federate
     from .defenses.training import harden as harden
     from .errors import InputError as InputError
     from .errors import RobustmlError as RobustmlError

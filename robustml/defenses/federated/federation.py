@@ -1,0 +1,275 @@
+"""`federate`: train one model on data that many clients keep to themselves."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ... import __version__
+from ...classifier import Classifier
+from ...errors import InputError, brief, suggest
+from ...files import write_atomic, writing
+from ...inputs import InputSpec
+from ...wrapping import pick_device
+from ..training.hardening import _described, _settings
+from ..training.objective import Objective, Standard, Term
+from .dividing import divided, whole
+from .environment import flower, quiet
+
+if TYPE_CHECKING:
+    from flwr.serverapp.strategy import Strategy
+
+    from .rounds import Round
+    from .server import Server
+
+__all__ = ["RUNTIMES", "Federated", "federate"]
+
+RUNTIMES = ("in-process", "ray")
+_KEEP = ("last", "clean", "robust")
+_OWN = {"keep": "give keep to federate", "seed": "give seed to federate", "patience": "rounds have none"}
+_DEFAULTS = {"schedule": "constant", "optimizer": "sgd", "epochs": 1}
+
+
+@dataclass(frozen=True)
+class Federated:
+    """A model that was trained by a federation, and how it came about.
+
+    Attributes:
+        model: In evaluation mode, with the weights of the round that was kept.
+        history: One entry per round, and one before the first.
+        chosen: The number of the round whose weights it has.
+        seconds: Of the whole call.
+        clients: How many samples each client has.
+        quarantine: Replies that the server refused, in turn, with the reason.
+        provenance: Everything that decides the outcome, and the versions, as plain data.
+    """
+
+    model: Classifier
+    history: tuple[Round, ...]
+    chosen: int
+    seconds: float
+    clients: tuple[int, ...]
+    quarantine: tuple[dict[str, Any], ...]
+    provenance: dict[str, Any]
+
+    def save(self, path: str | Path) -> None:
+        """Write the weights as safetensors, with the provenance in their header.
+
+        Raises:
+            RunError: if the file cannot be written.
+        """
+        import safetensors.torch
+
+        state = self.model.module.state_dict()
+        tidy = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+        write_atomic(path, safetensors.torch.save(tidy, {"robustml": json.dumps(self.provenance)}))
+
+
+def federate(
+    model: nn.Module | Classifier,
+    data: Any,
+    *,
+    rounds: int = 10,
+    clients: int | None = None,
+    partition: Any = "iid",
+    objective: Objective | None = None,
+    terms: Sequence[Term] = (),
+    aggregation: str | Strategy = "mean",
+    validation: Any = "auto",
+    keep: str = "last",
+    hostile: Mapping[int, Callable[[Any], Any]] | None = None,
+    runtime: str = "in-process",
+    deadline: float = 3600.0,
+    inputs: InputSpec | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = False,
+    **settings: Any,
+) -> Federated:
+    """Train a model, in place, on data that stay with their owners (McMahan et al. 2017).
+
+    In each round the server sends the weights to the clients, each trains them on its own data by the loop of
+    `harden`, and the server aggregates what comes back. A client that fails is left out of its round.
+
+    Args:
+        model: A `Classifier`, or a module whose input space and classes are inferred from the data.
+        data: The data of each client, as a sequence of pairs (x, y); or one data set to be split.
+        rounds: How many.
+        clients: Into how many parts to split one data set.
+        partition: How: "iid", or "dirichlet:0.3" for shares of the classes that differ between clients.
+        objective: What clients minimise; plain cross-entropy if None.
+        terms: What is added to it, such as regularizers.
+        aggregation: The name of a rule, or any `flwr.serverapp.strategy.Strategy`.
+        validation: What the server judges each round by: a pair (x, y), a share of one data set, or None.
+            "auto" is a tenth of one data set, and None if the clients' data are given.
+        keep: Which round's weights to end with: the "last", or those with the best "clean" or "robust"
+            accuracy on the validation data.
+        hostile: For a stress test: by the number of a client, what makes another app of its honest one.
+        runtime: "in-process" (one client after the other, the same bits each time) or "ray" (in parallel).
+        deadline: Seconds that a round waits for replies.
+        inputs: The input space of a bare module.
+        device: "auto", "cpu", "cuda", ...
+        seed: Decides every random number of the run.
+        out: A folder for the checkpoint of each round and the log; nothing is written if None.
+        resume: Go on from the checkpoint in `out`, or begin if no round was finished. In this process, the
+            outcome is that of a run that was never interrupted, to the last bit.
+        progress: Show it on stderr.
+        settings: Those of `robustml.defenses.training.Settings`, for the training between two rounds. Without
+            any, it is one epoch with SGD at a constant rate.
+
+    Raises:
+        InputError: for something that cannot be used, or if Flower is missing; nothing is trained then.
+        RunError: if no round changed the model, too few clients came, or the folder cannot be written.
+    """
+    begun = time.perf_counter()
+    flower()
+    _check(rounds=rounds, deadline=deadline, keep=keep, runtime=runtime, seed=seed, settings=settings)
+    classifier, shards, held, how = divided(model, data, inputs, clients, partition, validation, seed)
+    if keep != "last" and held is None:
+        raise InputError(f"keep={keep!r} needs validation data to judge rounds by")
+    settings = {**_DEFAULTS, **settings}
+    bound = (objective or Standard()).within(classifier.inputs)
+    bound.check(classifier)
+    _check_clients(hostile or {}, len(shards))
+    strategy = _strategy(aggregation, len(shards))
+    plan: dict[str, Any] = {
+        "partition": how,
+        "clients": [part.sha256 for part in shards],
+        "samples": [len(part) for part in shards],
+        "validation": None if held is None else held.sha256,
+        "objective": _described(bound),
+        "terms": [_described(term) for term in terms],
+        "settings": _settings({**settings, "seed": seed}).to_dict(),
+        "aggregation": _named(aggregation, strategy),
+        "hostile": {str(number): _called(made) for number, made in sorted((hostile or {}).items())},
+        "keep": keep,
+        "inputs": classifier.inputs.to_dict(),
+        "classes": classifier.classes,
+        "begun_with": classifier.fingerprint(),
+    }
+    place = str(pick_device(device))
+    from .client import Client
+    from .runtimes import serve
+    from .server import Server
+
+    server = Server(
+        classifier,
+        strategy,
+        rounds,
+        None if held is None else (torch.from_numpy(held.x), torch.from_numpy(held.y)),
+        bound.threats,
+        keep=keep,
+        seed=seed,
+        device=place,
+        deadline=float(deadline),
+        out=_folder(out, resume=resume),
+        resume=resume,
+        plan={"federation": plan},
+        show=progress,
+    )
+    parts = [Client(classifier, part, bound, tuple(terms), settings, seed, place) for part in shards]
+    serve(server, parts, hostile or {}, runtime)
+    return _result(server, plan, time.perf_counter() - begun)
+
+
+def _result(server: Server, plan: dict[str, Any], seconds: float) -> Federated:
+    import flwr
+
+    provenance = {
+        **plan,
+        "rounds": server.rounds,
+        "chosen": server.chosen,
+        "robustml": __version__,
+        "torch": torch.__version__,
+        "flwr": flwr.__version__,
+    }
+    return Federated(
+        server.model.eval(),
+        tuple(server.history),
+        server.chosen,
+        round(seconds, 3),
+        tuple(plan["samples"]),
+        tuple(getattr(server.strategy, "quarantine", ())),
+        provenance,
+    )
+
+
+def _check(
+    *, rounds: Any, deadline: Any, keep: Any, runtime: Any, seed: Any, settings: Mapping[str, Any]
+) -> None:
+    whole("rounds", rounds)
+    number = isinstance(deadline, (int, float)) and not isinstance(deadline, bool)
+    if not number or not 0 < deadline < float("inf"):
+        raise InputError(f"deadline={brief(deadline)} is not a finite number of seconds above 0")
+    for name, value, known in (("keep", keep, _KEEP), ("runtime", runtime, RUNTIMES)):
+        if value not in known:
+            raise InputError(f"{name}={brief(value)} is not known{suggest(str(value), known)}")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise InputError(f"seed={brief(seed)} is not a whole number")
+    if "patience" in settings:
+        raise InputError("patience is a setting of harden; a federation goes through all of its rounds")
+    _settings(dict(settings))
+
+
+def _check_clients(hostile: Mapping[int, Any], clients: int) -> None:
+    for number in hostile:
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < clients:
+            raise InputError(f"hostile names client {brief(number)}; clients are numbered 0 to {clients - 1}")
+
+
+def _strategy(aggregation: Any, clients: int) -> Strategy:
+    from flwr.serverapp.strategy import FedAvg, Strategy
+
+    if isinstance(aggregation, Strategy):
+        strategy = aggregation
+    else:
+        with quiet():
+            strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=clients)
+    needed = max(getattr(strategy, name, 0) for name in ("min_available_nodes", "min_train_nodes"))
+    if needed > clients:
+        raise InputError(f"the strategy waits for {needed} clients, and there are {clients}")
+    return strategy
+
+
+def _named(aggregation: Any, strategy: Strategy) -> Any:
+    if isinstance(aggregation, str):
+        return aggregation
+    plain = {
+        name: value
+        for name, value in sorted(vars(strategy).items())
+        if value is None or isinstance(value, (bool, int, float, str))
+    }
+    return {"name": type(strategy).__name__, **plain}
+
+
+def _called(made: Any) -> str:
+    return str(getattr(made, "__qualname__", type(made).__qualname__))
+
+
+def _folder(out: str | Path | None, *, resume: bool) -> Path | None:
+    if out is None:
+        if resume:
+            raise InputError("resume needs the folder of the run to resume; name it with out")
+        return None
+    from .server import CHECKPOINT, LOG
+
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"out={str(out)!r} is a file; name a folder")
+    inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if resume and CHECKPOINT not in inside and inside - {LOG}:
+        raise InputError(f"out={str(out)!r} holds no {CHECKPOINT}, so there is nothing to resume")
+    if not resume and inside:
+        raise InputError(f"out={str(out)!r} already exists and is not empty; choose another or resume it")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
