@@ -158,7 +158,7 @@ class Ball(ABC):
 
     def random(self, streams: Streams) -> Tensor:
         """A random point of the ball for each input, drawn from its own stream."""
-        return self.project(self.x + self._unscaled(self._draw(streams)))
+        return self.project_(self.x + self._unscaled(self._draw(streams)))
 
     def ascent(self, gradient: Tensor) -> Tensor:
         """The step of length 1 along which the loss rises fastest, given its gradient (n, *shape).

@@ -28,7 +28,7 @@ _FUSED = {"cpu", "cuda"}
 
 
 def _lay_out(optimizer: Optimizer, *_: Any) -> None:
-    """The fused step is blind to strides, and gradients that were set by hand may have others than weights."""
+    """Fused steps are blind to strides, and gradients that were set by hand may have others than weights."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.grad is not None and not parameter.grad.is_contiguous():
