@@ -9,9 +9,10 @@ hash, written in wrapping int64 tensor arithmetic: the same bits on every device
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -46,12 +47,18 @@ class Streams:
     """One independent random stream per sample; every draw returns one row per sample.
 
     Args:
-        keys: int64 (n,), one key per sample. Use `Streams.derive` to make them.
+        keys: int64 (n,), one key per sample; or what makes them, if they may never be needed. Use
+            `Streams.derive` to make them.
     """
 
-    def __init__(self, keys: Tensor, *, draws: int = 0) -> None:
-        self.keys = keys
+    def __init__(self, keys: Tensor | Callable[[], Tensor], *, draws: int = 0) -> None:
+        self._given = keys
         self._draws = draws
+
+    @functools.cached_property
+    def keys(self) -> Tensor:
+        """One key per sample: int64 (n,)."""
+        return self._given if isinstance(self._given, Tensor) else self._given()
 
     @classmethod
     def derive(cls, seed: int, purpose: str, ids: Tensor) -> Streams:

@@ -179,21 +179,26 @@ class Run:
             yield from self.private.parts(rows)
             return
         x, y, ids = self.team.part(*rows)
+        if self.settings.accumulate == 1:
+            yield x, y, ids
+            return
         size = max(1, -(-len(y) // self.settings.accumulate))
         yield from zip(*(torch.split(column, size) for column in (x, y, ids)), strict=True)
 
     def _batch(self, part: Rows, number: int, replay: int, memory: dict[str, Any]) -> Batch:
         x, y, ids = part
-        streams = Streams.derive(self.settings.seed, f"train/{number}/{replay}", ids)
-        moved = Coarse(streams.keys.to(self.device))
+        purpose = f"train/{number}/{replay}"
+        streams = Coarse(lambda: Streams.derive(self.settings.seed, purpose, ids).keys.to(self.device))
         progress = self._steps / max(len(self.source) * self.objective.replays * self.settings.epochs, 1)
-        return Batch(x.to(self.device), y.to(self.device), ids, moved, progress, memory)
+        return Batch(x.to(self.device), y.to(self.device), ids, streams, progress, memory)
 
     def _backward(self, batch: Batch, count: int) -> Tensor:
         """Add the gradients of one micro-batch; the sum of its losses, and how many it got right."""
         objective = self.objective
-        with self._evaluating(), self._precision():
-            z = objective.craft(self.model, batch)
+        z = batch.x
+        if type(objective).craft is not Objective.craft:
+            with self._evaluating(), self._precision():
+                z = objective.craft(self.model, batch)
         if self.private is not None:
             return self.private.add(self.model, objective, self.terms, batch, z)
         if objective.follows:
@@ -207,7 +212,7 @@ class Run:
             assert z.grad is not None
             objective.absorb(batch, z.grad)
         right = ask.right(batch.y)
-        return torch.stack([losses.detach().double().sum(), right.double()])
+        return torch.stack([losses.detach().sum(dtype=torch.float64), right.double()])
 
     def _penalties(self) -> None:
         """Terms about the weights alone count once, whoever has worked on the batch."""

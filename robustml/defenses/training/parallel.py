@@ -29,7 +29,7 @@ class Team:
 
     def part(self, *columns: Tensor) -> tuple[Tensor, ...]:
         """The rows of a batch that this process works on."""
-        return tuple(column[self.rank :: self.size] for column in columns)
+        return columns if self.size == 1 else tuple(column[self.rank :: self.size] for column in columns)
 
     def add_up(self, parameters: Iterable[nn.Parameter]) -> None:
         """Add the gradients of all processes; each has divided its losses by the size of the whole batch."""
