@@ -14,7 +14,7 @@ __all__ = ["Mean", "Median", "NormBounding", "TrimmedMean"]
 
 @dataclass(frozen=True)
 class Mean(Rule):
-    """The mean (McMahan et al. 2017, algorithm 1): best where all are honest; one who is not moves it anywhere.
+    """The mean (McMahan et al. 2017, algorithm 1): best where all are honest, and no defense.
 
     Attributes:
         weighted: By the number of examples, which every client states for itself.

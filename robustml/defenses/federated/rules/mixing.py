@@ -19,8 +19,8 @@ __all__ = ["NearestNeighborMixing"]
 class NearestNeighborMixing(Tolerant):
     """Every update becomes the mean of those nearest to it (Allouah et al. 2023, algorithm 2).
 
-    As many are averaged as there are honest clients, itself among them. It makes the updates of honest clients with different data look alike, so that the rule after it does not
-    take the unusual for the hostile.
+    As many are averaged as there are honest clients, itself among them. It makes updates of honest clients
+    with different data look alike, so that the rule after it does not take the unusual for the hostile.
 
     Attributes:
         hostile: How many of the clients may be hostile.
