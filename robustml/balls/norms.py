@@ -45,14 +45,15 @@ class LinfBall(Ball):
     def _no_further(self, centre: Tensor, reach: Tensor | float, side: int) -> Tensor:
         """The furthest float within reach, on one side of the centre in float64."""
         # x + eps is rounded; where it was rounded outwards, step one float back towards x.
-        edge = torch.add(centre, reach, alpha=side).to(self.x.dtype)
-        distance = edge - centre if side > 0 else centre - edge
+        exact = torch.add(centre, reach, alpha=side)
+        edge = exact.to(self.x.dtype, copy=True)
+        away = exact.copy_(edge).sub_(centre)
         # A comparison that writes numbers: choosing by a mask costs many times as much.
-        too_far = torch.gt(distance, reach, out=torch.empty_like(edge))
+        too_far = torch.gt(away, reach, out=away) if side > 0 else torch.lt(away, -reach, out=away)
         # More than half the gap to the next float and less than one and a half, whatever the gap: rounded, it
         # is that float (Rump et al. 2009, "Computing predecessor and successor in rounding to nearest").
         unit = torch.finfo(edge.dtype).eps / 2
-        return torch.addcmul(edge, edge.abs(), too_far, value=-side * unit * (1 + 2 * unit))
+        return torch.addcmul(edge, edge.abs(), too_far.to(edge.dtype), value=-side * unit * (1 + 2 * unit))
 
     def _last_level(self, centre: Tensor, reach: Tensor | float, side: int) -> Tensor:
         """The furthest level within reach, on one side; the input itself if there is none."""
