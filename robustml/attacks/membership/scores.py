@@ -163,7 +163,8 @@ def _log_mean(values: Array, chosen: Array) -> Array:
     _some(chosen)
     seen = np.where(chosen, values, -np.inf)
     top = seen.max(0)
-    return np.log(_mean(np.exp(seen - top), chosen)) + top
+    mean: Array = np.log(_mean(np.exp(seen - top), chosen)) + top
+    return mean
 
 
 def _spread(values: Array, chosen: Array) -> Array:
@@ -171,7 +172,8 @@ def _spread(values: Array, chosen: Array) -> Array:
     counts = chosen.sum(0)
     squares = np.where(chosen, (values - _mean(values, chosen)) ** 2, 0.0).sum(0)
     if counts.min() >= _FEW:
-        return np.maximum(np.sqrt(squares / (counts - 1)), _LEAST)
+        each: Array = np.maximum(np.sqrt(squares / (counts - 1)), _LEAST)
+        return each
     free = (counts - 1).sum()
     if free == 0:
         # With one model each, the spread over samples is all there is; one for all, so that it ranks nothing.

@@ -36,8 +36,9 @@ def confidence_logit(logits: Array, y: Array) -> Array:
     others = z.copy()
     others[rows, y] = -np.inf
     most = others.max(1, initial=-np.inf)
+    shift = np.where(np.isfinite(most), most, 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        odds = own - most - np.log(np.exp(others - most[:, None]).sum(1))
+        odds = own - shift - np.log(np.exp(others - shift[:, None]).sum(1))
     if (unknown := np.isnan(odds)).any():
         which = int(unknown.argmax())
         raise InputError(f"the model's answer to sample {which} has no odds: {brief(z[which].tolist())}")
