@@ -12,6 +12,7 @@ import click
 
 from ..errors import InputError
 from .options import (
+    Choice,
     confidence_option,
     device_option,
     emit,
@@ -25,7 +26,9 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..classifier import Classifier
+    from ..defenses.privacy import Guarantee
     from ..defenses.training import Hardened
+    from ..defenses.training.recipe import Recipe
     from ..report.compare import Comparison
     from ..report.model import Report
     from ..targets import Target
@@ -43,6 +46,11 @@ __all__ = ["harden"]
 @click.option("--samples", type=click.IntRange(1), help="Stress-test on so many samples instead of all.")
 @click.option("--epochs", type=click.IntRange(1), help="Instead of what the recipe says.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Decides every random number.")
+@click.option(
+    "--start",
+    type=Choice(["weights", "fresh"]),
+    help="Begin with the target's weights, or with fresh ones, as private recipes do by default.",
+)
 @device_option
 @threads_option
 @confidence_option
@@ -51,8 +59,9 @@ def harden(target: str, **options: Any) -> int:
     """Harden the model of TARGET by a recipe, with a stress test before and after.
 
     TARGET is a built-in name, a target file with data.train, or a folder that holds robustml.toml. Training
-    begins with the weights that the model has. Both stress tests have the same plan and seeds, and are
-    compared sample by sample.
+    begins with the weights that the model has; a private recipe begins with fresh ones, since its epsilon
+    does not cover what weights know already (--start weights says that they have not seen the data). Both
+    stress tests have the same plan and seeds, and are compared sample by sample.
     """
     from ..defenses.training.recipe import load_recipe
     from ..targets import load_target
@@ -117,13 +126,13 @@ def _stressed(target: Target, out: Path, options: dict[str, Any]) -> Report:
         return save_report(plan, folder, target.data)
 
 
-def _trained(target: Target, recipe: Any, out: Path, options: dict[str, Any]) -> Hardened:
+def _trained(target: Target, recipe: Recipe, out: Path, options: dict[str, Any]) -> Hardened:
     from ..classifier import Classifier
     from ..defenses.training.recipe import follow
 
     if not isinstance(target.model, Classifier):
         raise InputError(f"target {target.name!r} is a black box, whose weights cannot be trained")
-    model: Classifier = copy.deepcopy(target.model)
+    model: Classifier = _beginning(target.model, recipe, target.seed, options["start"])
     more = {"epochs": options["epochs"]} if options["epochs"] else {}
     return follow(
         recipe,
@@ -137,6 +146,16 @@ def _trained(target: Target, recipe: Any, out: Path, options: dict[str, Any]) ->
         progress=True,
         **more,
     )
+
+
+def _beginning(model: Classifier, recipe: Recipe, seed: int, start: str | None) -> Classifier:
+    from ..defenses.training.renewing import renewed
+
+    if start is None:
+        start = "weights" if recipe.privacy is None else "fresh"
+        if start == "fresh":
+            note("the recipe is private, so training begins with fresh weights (see --start)")
+    return renewed(model, seed) if start == "fresh" else copy.deepcopy(model)
 
 
 def _show(before: Report, after: Report, hardened: Hardened, out: Path, options: dict[str, Any]) -> int:
@@ -159,6 +178,7 @@ def _show(before: Report, after: Report, hardened: Hardened, out: Path, options:
         "figures": [dataclasses.asdict(row) for row in rows],
         "distrust": distrust,
         "training": cost,
+        "privacy": hardened.privacy and hardened.privacy.to_dict(),
         "provenance": hardened.provenance,
     }
     write_atomic(out / "comparison.json", json.dumps(facts, indent=2, sort_keys=True) + "\n")
@@ -166,6 +186,8 @@ def _show(before: Report, after: Report, hardened: Hardened, out: Path, options:
         write_json(facts)
         return 0
     emit(*distrust, *map(str, rows), *_in_words(rows, cost))
+    if hardened.privacy is not None:
+        emit(_guaranteed(hardened.privacy))
     emit("", f"model: {out / 'model.safetensors'}", f"reports: {out / 'before'}, {out / 'after'}")
     return 0
 
@@ -177,3 +199,17 @@ def _in_words(rows: list[Comparison], cost: dict[str, Any]) -> list[str]:
         f"cost: {given}; {cost['epochs']} epochs in {cost['seconds']:.1f} s of training, "
         f"the weights are those of epoch {cost['kept']}"
     ]
+
+
+def _guaranteed(privacy: Guarantee) -> str:
+    how = (
+        f"noise multiplier {privacy.noise_multiplier:.3g}, clipping norm {privacy.clipping_norm:g}, "
+        f"{privacy.steps} steps at a sampling rate of {privacy.sampling_rate:.3g}, "
+        f"randomness: {privacy.randomness}"
+    )
+    if privacy.epsilon is None:
+        return f"privacy: no epsilon at all, since no noise was added; {how}"
+    return (
+        f"privacy: epsilon {privacy.epsilon:.3g} at delta {privacy.delta:g} ({privacy.neighbors}; "
+        f"accountant {privacy.accountant}); {how}"
+    )

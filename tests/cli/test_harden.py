@@ -131,3 +131,20 @@ def test_targets_and_folders_that_will_not_do(command, ready) -> None:
     assert "not empty" in harden(command, "--out", "full").errors[0]
     assert "is a file" in harden(command, "--out", "robustml.toml").errors[0]
     assert (ready.folder / "full" / "mine").read_text() == "mine"
+
+
+def test_a_private_recipe_says_what_it_guarantees_and_starts_afresh(command, ready) -> None:
+    recipe = RECIPE.replace("epochs = 3", 'epochs = 2\noptimizer = "sgd"')
+    recipe += "\n[privacy]\nepsilon = 5\nclipping_norm = 0.5\n"
+    (ready.folder / "tiny-recipe.toml").write_text(recipe)
+    done = harden(command, "--out", "private")
+    assert done.code == 0, done.err
+    assert "training begins with fresh weights" in done.err
+    said = next(line for line in done.out.splitlines() if line.startswith("privacy: "))
+    assert "at delta 1e-05 (add or remove one sample; accountant prv)" in said
+    facts = json.loads((ready.folder / "private" / "comparison.json").read_text())
+    assert 4.9 < facts["privacy"]["epsilon"] <= 5
+    assert facts["privacy"] == facts["provenance"]["privacy"]
+    assert f"epsilon {facts['privacy']['epsilon']:.3g} " in said
+    kept = harden(command, "--out", "kept", "--start", "weights")
+    assert "fresh weights" not in kept.err

@@ -8,8 +8,9 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
+import pydantic
 from pydantic import Field
 
 from ...classifier import Classifier
@@ -20,7 +21,10 @@ from ...threats import Threat, parse_threat
 from .hardening import Hardened, harden
 from .objective import Objective, Term
 
-__all__ = ["Recipe", "follow", "load_recipe", "recipe_names"]
+if TYPE_CHECKING:
+    from ..privacy import DifferentialPrivacy
+
+__all__ = ["Recipe", "arguments_of", "follow", "load_recipe", "recipe_names"]
 
 
 class Teacher(Frozen):
@@ -42,7 +46,18 @@ class Recipe(Frozen):
     """Terms that are added, in the same form."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Of `robustml.defenses.training.Settings`."""
+    privacy: dict[str, Any] | None = None
+    """Of `robustml.defenses.privacy.DifferentialPrivacy`; None for training that is not private."""
     teacher: Teacher | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _one_secret(self) -> Recipe:
+        if self.privacy is not None and self.teacher is not None:
+            raise ValueError(
+                "privacy and teacher do not go together: the teacher is trained on the same data, and what "
+                "it tells the student is not accounted for"
+            )
+        return self
 
 
 def recipe_names() -> list[str]:
@@ -93,7 +108,6 @@ def follow(
     Raises:
         InputError: naming what in the recipe cannot be used.
     """
-    where = f"recipe {recipe.name}"
     teacher, out = None, given.get("out")
     if recipe.teacher is not None:
         inner = load_recipe(recipe.teacher.recipe)
@@ -102,9 +116,40 @@ def follow(
         # The teacher begins where the student begins.
         teacher = follow(inner, copy.deepcopy(model), train, threat=threat, **{**given, "out": folder}).model
         given["out"] = None if out is None else Path(out) / "student"
+    return harden(model, train, **{**arguments_of(recipe, threat=threat, teacher=teacher), **given})
+
+
+def arguments_of(
+    recipe: Recipe, *, threat: Threat | None = None, teacher: Classifier | None = None
+) -> dict[str, Any]:
+    """What a recipe gives `harden`: objective, terms, privacy where it has any, and settings.
+
+    Args:
+        recipe: The recipe.
+        threat: Taken where the recipe names none.
+        teacher: For an objective that needs one.
+
+    Raises:
+        InputError: naming what in the recipe cannot be used.
+    """
+    where = f"recipe {recipe.name}"
     objective = _made(recipe.objective, Objective, where, threat, teacher)
     terms = [_made(entry, Term, where, threat, teacher) for entry in recipe.term]
-    return harden(model, train, objective=objective, terms=terms, **{**recipe.settings, **given})
+    private = {} if recipe.privacy is None else {"privacy": _private(recipe.privacy, where)}
+    return {**recipe.settings, **private, "objective": objective, "terms": terms}
+
+
+def _private(table: dict[str, Any], where: str) -> DifferentialPrivacy:
+    from ..privacy import DifferentialPrivacy
+
+    known = [field.name for field in dataclasses.fields(DifferentialPrivacy) if field.name != "observer"]
+    for name in table:
+        if name not in known:
+            raise InputError(f"{where}: privacy.{name} is not known{suggest(name, known)}")
+    try:
+        return DifferentialPrivacy(**table)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def _kinds(base: Any) -> dict[str, Any]:

@@ -27,6 +27,8 @@ def test_every_recipe_can_be_followed_and_resumed(tmp_path, name) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
     given = {"threat": rml.Linf(0.1), "epochs": 2, "seed": 1}
+    if recipe.privacy is not None:
+        given["batch_size"] = 30  # what is shipped is for more samples than these
     whole = follow(recipe, small(), (X, Y), out=tmp_path / "run", **given)
     assert len(whole.history) == 2
     assert all(np.isfinite(epoch.loss) for epoch in whole.history)
@@ -46,6 +48,54 @@ def test_a_threat_of_the_recipe_comes_before_that_of_the_target(tmp_path) -> Non
     hardened = follow(load_recipe(str(path)), small(), (X, Y), threat=rml.Linf(0.1))
     inside = hardened.provenance["objective"]["objectives"]
     assert [entry["threat"] for entry in inside] == ["l2:0.3", "linf:0.1"]
+
+
+def test_a_private_recipe_spends_what_it_says(tmp_path) -> None:
+    path = tmp_path / "mine.toml"
+    head = 'schema = 1\nname = "mine"\ndescription = "Mine."\nobjective = { use = "standard" }\n'
+    path.write_text(
+        head + 'settings = { epochs = 2, batch_size = 30, optimizer = "sgd" }\n'
+        "privacy = { epsilon = 3, delta = 1e-4, clipping_norm = 0.5, seed = 4 }\n"
+    )
+    hardened = follow(load_recipe(str(path)), small(), (X, Y))
+    assert hardened.privacy is not None
+    assert 2.9 < hardened.privacy.epsilon <= 3
+    assert (hardened.privacy.delta, hardened.privacy.clipping_norm) == (1e-4, 0.5)
+    assert hardened.privacy.sampling_rate == pytest.approx(30 / 90)
+    assert hardened.provenance["privacy"]["epsilon"] == hardened.privacy.epsilon
+    for table, said in (
+        ("privacy = { epsilonn = 3 }", "privacy.epsilonn is not known; did you mean 'epsilon'?"),
+        ("privacy = { epsilon = -3 }", "epsilon=-3 is not a finite number above 0"),
+        ("privacy = {}", "exactly one of epsilon and noise_multiplier"),
+        ("privacy = { epsilon = 3 }\nteacher = { recipe = 'standard' }", "do not go together"),
+    ):
+        path.write_text(head + table)
+        with pytest.raises(rml.InputError, match=said):
+            follow(load_recipe(str(path)), small(), (X, Y))
+
+
+def test_a_renewed_model_is_the_same_network_with_other_weights() -> None:
+    from robustml.defenses.training.renewing import renewed
+
+    model = small()
+    state = torch.get_rng_state()
+    one, same, other = renewed(model, 0), renewed(model, 0), renewed(model, 1)
+    assert torch.equal(torch.get_rng_state(), state)
+    weights = [m.module[0].weight for m in (model, one, same, other)]
+    assert torch.equal(weights[1], weights[2])
+    assert not torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[1], weights[3])
+
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(3))
+
+        def forward(self, x):
+            return x[:, :3] * self.scale
+
+    with pytest.raises(rml.InputError, match="cannot be drawn anew"):
+        renewed(rml.Classifier(nn.Sequential(Odd()), inputs=SPEC, classes=3))
 
 
 @pytest.mark.slow
