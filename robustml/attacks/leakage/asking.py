@@ -19,7 +19,7 @@ from ...registry import Access
 from ...sampling import seeded
 from ...wrapping import pick_device
 
-__all__ = ["Array", "Asked", "agreement", "asked", "both", "whole"]
+__all__ = ["Array", "Asked", "agreement", "asked", "both", "shared", "whole"]
 
 Array = np.ndarray[Any, Any]
 
@@ -92,13 +92,23 @@ def both(model: Model, members: Any, non_members: Any) -> tuple[Dataset, Dataset
         raise InputError(f"model is {type(model).__name__}; give a Classifier or a BlackBox")
     inside = as_dataset(members, model.inputs, model.classes, "members")
     outside = as_dataset(non_members, model.inputs, model.classes, "non_members")
-    known = {row.tobytes(): place for place, row in enumerate(inside.x)}
-    for place, row in enumerate(outside.x):
-        if row.tobytes() in known:
-            raise InputError(
-                f"non_members[{place}] is members[{known[row.tobytes()]}]; no sample can be in both"
-            )
+    if (found := shared(inside.x, outside.x)) is not None:
+        raise InputError(f"non_members[{found[1]}] is members[{found[0]}]; no sample can be in both")
     return inside, outside
+
+
+def shared(first: Array, second: Array) -> tuple[int, int] | None:
+    """The rows of a sample that is in both sets, or None.
+
+    Where samples repeat within the first set, as records of a few whole numbers do, one in both may be
+    another of the kind; then only a second set that lies in the first one altogether counts.
+    """
+    known = {row.tobytes(): place for place, row in enumerate(first)}
+    places = [known.get(row.tobytes()) for row in second]
+    met = [(mine, theirs) for theirs, mine in enumerate(places) if mine is not None]
+    if not met or (len(known) < len(first) and len(met) < len(second)):
+        return None
+    return met[0]
 
 
 def agreement(hits: Any, confidence: float = 0.95) -> Proportion:

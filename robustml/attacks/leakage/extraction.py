@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from ...classifier import Classifier, Model
-from ...data import Dataset, as_dataset
+from ...data import as_dataset
 from ...errors import InputError, suggest
 from ...estimates import PairedDifference, Proportion, paired_difference
 from ...registry import Access, find_attack
 from ...sampling import Streams
 from ...threats import Threat
-from .asking import Array, Asked, agreement, asked, whole
+from .asking import Array, Asked, agreement, asked, shared, whole
 from .substitute import Build, taught
 
 __all__ = ["Extracted", "Extraction", "Stolen", "extraction_test", "steal"]
@@ -187,7 +187,10 @@ def extraction_test(
         raise InputError("budgets is empty; give at least one number of queries")
     x, labels = _pool(model, pool)
     test = as_dataset(held_out, model.inputs, model.classes, "held_out")
-    _apart(x, test)
+    if (found := shared(x.numpy(), test.x)) is not None:
+        raise InputError(
+            f"held_out[{found[1]}] is pool[{found[0]}]; fidelity is measured on what was not asked"
+        )
     z, y = torch.from_numpy(test.x), torch.from_numpy(test.y)
     bound = None if threat is None else threat.within(model.inputs)
     settings: dict[str, Any] = {"build": build, "steps": steps, "seed": seed}
@@ -277,13 +280,6 @@ def _pool(model: Model, pool: Any) -> tuple[Tensor, Tensor | None]:
     given = (pool, np.zeros(len(pool), dtype=np.int64)) if bare else pool
     data = as_dataset(given, model.inputs, model.classes, "pool")
     return torch.from_numpy(data.x), None if bare else torch.from_numpy(data.y)
-
-
-def _apart(pool: Tensor, held_out: Dataset) -> None:
-    known = {row.tobytes() for row in pool.numpy()}
-    for place, row in enumerate(held_out.x):
-        if row.tobytes() in known:
-            raise InputError(f"held_out[{place}] is in the pool; fidelity is measured on what was not asked")
 
 
 def _reply(model: Model, reply: Reply) -> Reply:

@@ -187,6 +187,16 @@ def test_a_one_hot_group_is_one_attribute() -> None:
     assert found.members.baseline.value < 0.9
 
 
+def test_records_that_repeat_by_nature_may_meet() -> None:
+    def draw(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.random.default_rng(seed).integers(0, 2, (n, 6)).astype(np.float32), np.arange(n) % 2
+
+    model, members = _model(lambda x: x[:, :2]), draw(300, 0)
+    assert attribute_test(model, members, draw(300, 1), feature="secret").members.attack.total == 300
+    with pytest.raises(InputError, match="no sample can be in both"):
+        attribute_test(model, members, (members[0][:100], members[1][:100]), feature="secret")
+
+
 def test_nothing_is_left_changed() -> None:
     model = Classifier(nn.Linear(6, 2), inputs=SPEC, classes=2).train()
     state, numbers = torch.get_rng_state(), np.random.get_state()[1].copy()

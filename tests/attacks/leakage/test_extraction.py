@@ -203,7 +203,7 @@ def test_a_substitute_of_ones_own() -> None:
         ({"budgets": (61,)}, "budget=61 is more than the 60 samples of the pool"),
         ({"reply": "logits"}, "reply='logits' is not known"),
         ({"reply": "probabilities"}, "the model gives labels only"),
-        ({"held_out": (_points(60, 0)[5:6], [0])}, r"held_out\[0\] is in the pool"),
+        ({"held_out": (_points(60, 0)[5:6], [0])}, r"held_out\[0\] is pool\[5\]"),
         ({"budgets": (60,), "threat": Linf(0.1), "attack": "pdg"}, "did you mean 'pgd'"),
     ],
 )
