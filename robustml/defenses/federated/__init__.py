@@ -9,24 +9,32 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .aggregation import AGGREGATORS, aggregation
+from .dp import ClientPrivacy
 from .environment import flower, switch_off
-from .federation import Federated, federate
+from .federation import federate
+from .outcome import Federated
 from .partition import Partition, parse_partition
 
 if TYPE_CHECKING:
     from .apps import client_app, server_app
     from .client import Client
     from .grid import InProcessGrid
+    from .guarding import Guarded
     from .rounds import Round
     from .server import Server
 
 __all__ = [
+    "AGGREGATORS",
     "Client",
+    "ClientPrivacy",
     "Federated",
+    "Guarded",
     "InProcessGrid",
     "Partition",
     "Round",
     "Server",
+    "aggregation",
     "client_app",
     "federate",
     "parse_partition",
@@ -35,6 +43,7 @@ __all__ = [
 
 _HOMES = {
     "Client": "client",
+    "Guarded": "guarding",
     "InProcessGrid": "grid",
     "Round": "rounds",
     "Server": "server",

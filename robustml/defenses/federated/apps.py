@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -11,21 +13,27 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from ...errors import InputError, brief
+from ...files import write_atomic
+from ..privacy.ledger import Ledger
 from .client import Client
 from .server import Server
 
-__all__ = ["client_app", "server_app"]
+__all__ = ["client_app", "ledger_of", "server_app"]
 
 MakeClient = Callable[[Context], Client]
 MakeServer = Callable[[Context], Server]
 
 
-def client_app(make: Client | MakeClient) -> ClientApp:
+def client_app(make: Client | MakeClient, *, ledger: Callable[[Context], Path] | None = None) -> ClientApp:
     """A client as a Flower app.
+
+    What its privacy has cost is in `context.state`, which ends with the run; a node that takes part in
+    several runs on the same data needs a file for it.
 
     Args:
         make: The client; or what makes it of the node's context, whose `node_config` says what the node was
             started with and whose `run_config` says what `flwr run` was.
+        ledger: The file for what privacy has cost, of the context; no file if None.
     """
     app = ClientApp()
 
@@ -37,12 +45,18 @@ def client_app(make: Client | MakeClient) -> ClientApp:
         config = message.content["config"]
         assert isinstance(config, ConfigRecord)
         partition = _number(context.node_config.get("partition-id", 0), "partition-id")
+        path = None if ledger is None else ledger(context)
+        spent = ledger_of(context, path)
         state, figures = ready(context).train(
             _weights(message),
             round_=_number(config.get("server-round"), "server-round"),
             partition=partition,
             mu=float(config.get("proximal-mu", 0.0)),  # type: ignore[arg-type]
+            ledger=spent,
+            mode=_mode(context),
         )
+        # Written down before the weights leave.
+        _remember(context, path, spent, str(figures.pop("mode", "")))
         return Message(
             RecordDict(
                 {
@@ -79,6 +93,39 @@ def server_app(make: Server | MakeServer) -> ServerApp:
     return app
 
 
+def ledger_of(context: Context, path: Path | None = None) -> Ledger:
+    """What the privacy of a client has cost until now.
+
+    Args:
+        context: Of the client.
+        path: The file, if there is one: it holds what was spent in other runs, too.
+
+    Raises:
+        InputError: for a file that is no ledger: it is not the same as nothing spent.
+    """
+    if path is not None and path.exists():
+        try:
+            return Ledger.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{str(path)!r} is not a ledger: {brief(str(error))}") from None
+    kept = context.state.get("ledger")
+    return Ledger.from_dict(json.loads(str(kept["json"]))) if isinstance(kept, ConfigRecord) else Ledger()
+
+
+def _mode(context: Context) -> str | None:
+    """How the gradients of samples were taken before: finding out again might come to another answer."""
+    kept = context.state.get("ledger")
+    return (str(kept["mode"]) or None) if isinstance(kept, ConfigRecord) else None
+
+
+def _remember(context: Context, path: Path | None, ledger: Ledger, mode: str) -> None:
+    if ledger.history:
+        text = json.dumps(ledger.to_dict())
+        context.state["ledger"] = ConfigRecord({"json": text, "mode": mode})
+        if path is not None:
+            write_atomic(path, text)
+
+
 def _weights(message: Message) -> dict[str, Any]:
     arrays = message.content["arrays"]
     assert isinstance(arrays, ArrayRecord)
@@ -91,5 +138,5 @@ def _number(value: Any, name: str) -> int:
     return value
 
 
-def _finite(figures: dict[str, float]) -> dict[str, int | float | list[int] | list[float]]:
+def _finite(figures: dict[str, Any]) -> dict[str, int | float | list[int] | list[float]]:
     return {name: value for name, value in figures.items() if math.isfinite(value)}

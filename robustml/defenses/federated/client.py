@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +17,11 @@ from torch import Tensor, nn
 from ...classifier import Classifier
 from ...data import Dataset
 from ...wrapping import pick_device
+from ..privacy.ledger import Ledger, noise_for
+from ..privacy.settings import DifferentialPrivacy
 from ..training.hardening import harden
 from ..training.objective import Objective, Term
+from ..training.settings import Settings
 from ..training.validation import accuracies
 
 __all__ = ["Client", "Proximal", "derived_seed"]
@@ -34,6 +39,9 @@ class Client:
         settings: Of the training between two rounds (see `robustml.defenses.training.Settings`).
         seed: Of the whole federation; every client and round draws its own numbers.
         device: Where it trains.
+        privacy: Differential privacy for its samples over all rounds together; None for none.
+        rounds: How many rounds it expects: noise is chosen so that an `epsilon` lasts for them. In a further
+            round it takes no part.
     """
 
     model: Classifier
@@ -43,10 +51,19 @@ class Client:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     seed: int = 0
     device: str = "cpu"
+    privacy: DifferentialPrivacy | None = None
+    rounds: int = 1
 
     def train(
-        self, weights: Mapping[str, Tensor], *, round_: int, partition: int, mu: float = 0.0
-    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        self,
+        weights: Mapping[str, Tensor],
+        *,
+        round_: int,
+        partition: int,
+        mu: float = 0.0,
+        ledger: Ledger | None = None,
+        mode: str | None = None,
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Train on its data from the weights of the server.
 
         Args:
@@ -54,14 +71,27 @@ class Client:
             round_: The number of the round, from 1.
             partition: The number of the client.
             mu: Of the proximal term that FedProx asks for (Li et al. 2020, equation 2); 0 for none.
+            ledger: What its privacy has cost until now; it is continued, in place.
+            mode: How private gradients were taken in an earlier round, if there was one.
 
         Returns:
-            The state of the module afterwards, and figures about the training.
+            The state of the module afterwards, and figures about the training. With privacy, these are the
+            number of samples, which counts as public, the ledger's epsilon, and the mode, which the client
+            keeps: the loss is not protected.
+
+        Raises:
+            InputError, RunError: as `harden`.
         """
         model = self._loaded(weights)
         terms: Sequence[Term] = self.terms
         if mu:
             terms = (*terms, Proximal(mu, [value.detach().clone() for value in model.module.parameters()]))
+        settings = {"schedule": "constant", "optimizer": "sgd", "epochs": 1, **self.settings}
+        privacy = None
+        if self.privacy is not None:
+            # A client may have fewer samples than others, and fewer than a batch.
+            settings["batch_size"] = min(settings.get("batch_size", Settings.batch_size), len(self.data))
+            privacy = self._private(self.privacy, settings, round_, partition, mode)
         done = harden(
             model,
             self.data,
@@ -70,13 +100,41 @@ class Client:
             validation=None,
             device=self.device,
             partial=True,
-            **{"schedule": "constant", "optimizer": "sgd", "epochs": 1, **self.settings},
+            privacy=privacy,
+            ledger=ledger,
+            **settings,
             keep="last",
             seed=derived_seed(self.seed, round_, partition),
         )
-        last = done.history[-1]
         state = {key: value.detach().cpu() for key, value in model.module.state_dict().items()}
-        return state, {"num-examples": len(self.data), "loss": last.loss, "accuracy": last.accuracy}
+        figures: dict[str, Any] = {"num-examples": len(self.data)}
+        if done.privacy is None:
+            last = done.history[-1]
+            return state, {**figures, "loss": last.loss, "accuracy": last.accuracy}
+        figures["mode"] = done.privacy.mode
+        if done.privacy.epsilon is not None:
+            figures |= {"epsilon": done.privacy.epsilon, "delta": done.privacy.delta}
+        return state, figures
+
+    def _private(
+        self,
+        privacy: DifferentialPrivacy,
+        settings: Mapping[str, Any],
+        round_: int,
+        partition: int,
+        mode: str | None,
+    ) -> DifferentialPrivacy:
+        """What is asked of one round, so that all of them together spend what they may."""
+        size = settings["batch_size"]
+        steps = self.rounds * settings["epochs"] * math.ceil(len(self.data) / size)
+        changes: dict[str, Any] = {"mode": mode or privacy.mode}
+        if privacy.epsilon is not None:
+            noise = _noise(privacy.epsilon, privacy.delta, size / len(self.data), steps)
+            changes |= {"epsilon": None, "noise_multiplier": noise, "max_epsilon": privacy.epsilon}
+        if privacy.seed is not None:
+            # The same noise in two rounds, or at two clients, would cancel.
+            changes["seed"] = derived_seed(privacy.seed, "privacy", round_, partition)
+        return dataclasses.replace(privacy, **changes)
 
     def evaluate(self, weights: Mapping[str, Tensor]) -> dict[str, float]:
         """How well the weights of the server do on its data: figures."""
@@ -90,6 +148,11 @@ class Client:
         model = copy.deepcopy(self.model)
         model.module.load_state_dict(dict(weights))
         return model
+
+
+@functools.lru_cache(maxsize=256)
+def _noise(epsilon: float, delta: float, rate: float, steps: int) -> float:
+    return noise_for(Ledger(), epsilon=epsilon, delta=delta, rate=rate, steps=steps)
 
 
 class Proximal(Term):

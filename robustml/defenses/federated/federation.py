@@ -2,74 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from ... import __version__
 from ...classifier import Classifier
 from ...errors import InputError, brief, suggest
-from ...files import write_atomic, writing
+from ...files import writing
 from ...inputs import InputSpec
 from ...wrapping import pick_device
 from ..training.hardening import _described, _settings
 from ..training.objective import Objective, Standard, Term
 from .dividing import divided, whole
 from .environment import flower, quiet
+from .outcome import Federated, outcome
 
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
 
-    from .rounds import Round
-    from .server import Server
+    from ..privacy.settings import DifferentialPrivacy
+    from .guarding import Guarded
 
-__all__ = ["RUNTIMES", "Federated", "federate"]
+__all__ = ["RUNTIMES", "federate"]
 
 RUNTIMES = ("in-process", "ray")
 _KEEP = ("last", "clean", "robust")
 _OWN = {"keep": "give keep to federate", "seed": "give seed to federate", "patience": "rounds have none"}
 _DEFAULTS = {"schedule": "constant", "optimizer": "sgd", "epochs": 1}
-
-
-@dataclass(frozen=True)
-class Federated:
-    """A model that was trained by a federation, and how it came about.
-
-    Attributes:
-        model: In evaluation mode, with the weights of the round that was kept.
-        history: One entry per round, and one before the first.
-        chosen: The number of the round whose weights it has.
-        seconds: Of the whole call.
-        clients: How many samples each client has.
-        quarantine: Replies that the server refused, in turn, with the reason.
-        provenance: Everything that decides the outcome, and the versions, as plain data.
-    """
-
-    model: Classifier
-    history: tuple[Round, ...]
-    chosen: int
-    seconds: float
-    clients: tuple[int, ...]
-    quarantine: tuple[dict[str, Any], ...]
-    provenance: dict[str, Any]
-
-    def save(self, path: str | Path) -> None:
-        """Write the weights as safetensors, with the provenance in their header.
-
-        Raises:
-            RunError: if the file cannot be written.
-        """
-        import safetensors.torch
-
-        state = self.model.module.state_dict()
-        tidy = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
-        write_atomic(path, safetensors.torch.save(tidy, {"robustml": json.dumps(self.provenance)}))
 
 
 def federate(
@@ -81,6 +44,7 @@ def federate(
     partition: Any = "iid",
     objective: Objective | None = None,
     terms: Sequence[Term] = (),
+    privacy: DifferentialPrivacy | None = None,
     aggregation: str | Strategy = "mean",
     validation: Any = "auto",
     keep: str = "last",
@@ -108,7 +72,10 @@ def federate(
         partition: How: "iid", or "dirichlet:0.3" for shares of the classes that differ between clients.
         objective: What clients minimise; plain cross-entropy if None.
         terms: What is added to it, such as regularizers.
-        aggregation: The name of a rule, or any `flwr.serverapp.strategy.Strategy`.
+        privacy: Differential privacy for each client's samples, over all rounds together. Each client keeps a
+            ledger of its own.
+        aggregation: The name of a rule (see `aggregation`), or any `flwr.serverapp.strategy.Strategy`; it is
+            put behind a guard, unless it is `Guarded` already.
         validation: What the server judges each round by: a pair (x, y), a share of one data set, or None.
             "auto" is a tenth of one data set, and None if the clients' data are given.
         keep: Which round's weights to end with: the "last", or those with the best "clean" or "robust"
@@ -140,7 +107,7 @@ def federate(
     bound = (objective or Standard()).within(classifier.inputs)
     bound.check(classifier)
     _check_clients(hostile or {}, len(shards))
-    strategy = _strategy(aggregation, len(shards))
+    strategy = _strategy(aggregation, len(shards), seed)
     plan: dict[str, Any] = {
         "partition": how,
         "clients": [part.sha256 for part in shards],
@@ -149,8 +116,9 @@ def federate(
         "objective": _described(bound),
         "terms": [_described(term) for term in terms],
         "settings": _settings({**settings, "seed": seed}).to_dict(),
-        "aggregation": _named(aggregation, strategy),
+        "aggregation": _named(strategy),
         "hostile": {str(number): _called(made) for number, made in sorted((hostile or {}).items())},
+        "privacy": None if privacy is None else _promised(privacy, rounds),
         "keep": keep,
         "inputs": classifier.inputs.to_dict(),
         "classes": classifier.classes,
@@ -173,34 +141,20 @@ def federate(
         deadline=float(deadline),
         out=_folder(out, resume=resume),
         resume=resume,
-        plan={"federation": plan},
+        plan={"kind": "federation", **plan},
         show=progress,
     )
-    parts = [Client(classifier, part, bound, tuple(terms), settings, seed, place) for part in shards]
+    parts = [
+        Client(classifier, part, bound, tuple(terms), settings, seed, place, privacy, rounds)
+        for part in shards
+    ]
     serve(server, parts, hostile or {}, runtime)
-    return _result(server, plan, time.perf_counter() - begun)
+    return outcome(server, plan, time.perf_counter() - begun)
 
 
-def _result(server: Server, plan: dict[str, Any], seconds: float) -> Federated:
-    import flwr
-
-    provenance = {
-        **plan,
-        "rounds": server.rounds,
-        "chosen": server.chosen,
-        "robustml": __version__,
-        "torch": torch.__version__,
-        "flwr": flwr.__version__,
-    }
-    return Federated(
-        server.model.eval(),
-        tuple(server.history),
-        server.chosen,
-        round(seconds, 3),
-        tuple(plan["samples"]),
-        tuple(getattr(server.strategy, "quarantine", ())),
-        provenance,
-    )
+def _promised(privacy: DifferentialPrivacy, rounds: int) -> dict[str, Any]:
+    # How much noise makes a budget last depends on for how many rounds.
+    return {**privacy.to_dict(), **({"rounds": rounds} if privacy.epsilon is not None else {})}
 
 
 def _check(
@@ -226,29 +180,36 @@ def _check_clients(hostile: Mapping[int, Any], clients: int) -> None:
             raise InputError(f"hostile names client {brief(number)}; clients are numbered 0 to {clients - 1}")
 
 
-def _strategy(aggregation: Any, clients: int) -> Strategy:
-    from flwr.serverapp.strategy import FedAvg, Strategy
+def _strategy(chosen: Any, clients: int, seed: int) -> Guarded:
+    """What aggregates, behind a guard."""
+    from flwr.serverapp.strategy import Strategy
 
-    if isinstance(aggregation, Strategy):
-        strategy = aggregation
-    else:
-        with quiet():
-            strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=clients)
-    needed = max(getattr(strategy, name, 0) for name in ("min_available_nodes", "min_train_nodes"))
+    from .aggregation import aggregation
+    from .guarding import Guarded
+
+    with quiet():
+        strategy = chosen if isinstance(chosen, Strategy) else aggregation(chosen)
+    needed = max(getattr(strategy, name, 0) for name in ("min_available_nodes", "min_train_nodes", "nodes"))
     if needed > clients:
         raise InputError(f"the strategy waits for {needed} clients, and there are {clients}")
-    return strategy
+    return strategy if isinstance(strategy, Guarded) else Guarded(strategy, seed=seed)
 
 
-def _named(aggregation: Any, strategy: Strategy) -> Any:
-    if isinstance(aggregation, str):
-        return aggregation
-    plain = {
-        name: value
-        for name, value in sorted(vars(strategy).items())
-        if value is None or isinstance(value, (bool, int, float, str))
+def _named(thing: Any) -> Any:
+    """A strategy as plain data: what it is, and the options that can be written down."""
+    from flwr.serverapp.strategy import Strategy
+
+    from .rules import Rule
+
+    if thing is None or isinstance(thing, (bool, int, float, str)):
+        return thing
+    kept = {
+        name: _named(value)
+        for name, value in sorted(vars(thing).items())
+        if not name.startswith("_")
+        and (value is None or isinstance(value, (bool, int, float, str, Strategy, Rule)))
     }
-    return {"name": type(strategy).__name__, **plain}
+    return {"is": type(thing).__name__, **kept}
 
 
 def _called(made: Any) -> str:

@@ -295,7 +295,7 @@ def _remembered(value: Any) -> bool:
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list):
-        return bool(value) and all(isinstance(item, np.ndarray) for item in value)
+        return bool(value) and all(isinstance(item, np.ndarray | np.generic) for item in value)
     return isinstance(value, (ArrayRecord, np.ndarray))
 
 

@@ -21,7 +21,7 @@ from .client import derived_seed
 
 __all__ = ["Patient", "Round", "drawn", "in_order", "reported", "settled", "shown"]
 
-_FIGURES = ("num-examples", "loss", "accuracy", "epsilon")
+_FIGURES = ("num-examples", "loss", "accuracy", "epsilon", "delta")
 _LONGEST = 200
 
 

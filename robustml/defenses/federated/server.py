@@ -59,6 +59,8 @@ class Server:
         show: Whether to say on stderr how each round went.
         history: One entry per round, and one before the first.
         chosen: The round whose weights the model has in the end.
+        best: Those weights.
+        names: The numbers of the clients, by node.
     """
 
     model: Classifier
@@ -79,6 +81,7 @@ class Server:
     history: list[Round] = dataclasses.field(default_factory=list)
     chosen: int = 0
     best: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    names: dict[int, int] = dataclasses.field(default_factory=dict)
 
     def run(self, grid: Any) -> None:
         """Go through the rounds.
@@ -86,7 +89,7 @@ class Server:
         Raises:
             RunError: if too few clients come, the budget of privacy is spent, or no round changes the model.
         """
-        self._names = {
+        self.names |= {
             node: int(str(context.node_config["partition-id"])) for node, context in self.contexts.items()
         }
         self._state = {name: value.cpu() for name, value in self.model.module.state_dict().items()}
@@ -117,7 +120,7 @@ class Server:
                 )
             )
         replies = in_order(grid.send_and_receive(messages, timeout=self.deadline))
-        clients = reported((message.metadata.dst_node_id for message in messages), replies, self._names)
+        clients = reported((message.metadata.dst_node_id for message in messages), replies, self.names)
         state, note = self._aggregated(number, replies)
         if state is not None:
             self._state = state
@@ -134,7 +137,9 @@ class Server:
                 None,
                 f"{type(self.strategy).__name__} failed: {type(error).__name__}: {brief(str(error), 200)}",
             )
-        return settled(arrays, self._state)
+        state, note = settled(arrays, self._state)
+        # A guard knows more about it.
+        return state, str(getattr(self.strategy, "note", "")) or note
 
     def _judged(
         self, number: int, clients: tuple[dict[str, Any], ...], moved: bool, note: str, begun: float

@@ -1,0 +1,131 @@
+"""What comes out of a federation: a model, how it came about, and what was spent on privacy."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ... import __version__
+from ...classifier import Classifier
+from ...files import write_atomic
+
+if TYPE_CHECKING:
+    from .rounds import Round
+    from .server import Server
+
+__all__ = ["Federated", "outcome"]
+
+
+@dataclass(frozen=True)
+class Federated:
+    """A model that was trained by a federation, and how it came about.
+
+    Attributes:
+        model: In evaluation mode, with the weights of the round that was kept.
+        history: One entry per round, and one before the first.
+        chosen: The number of the round whose weights it has.
+        seconds: Of the whole call.
+        clients: How many samples each client has.
+        privacy: What was spent: for "samples", of the client that has spent most, with the epsilon of each in
+            `by_client`; for "clients", by the rule that protects whole ones. None where nothing is promised.
+        quarantine: Replies that the server refused, in turn, with the reason.
+        provenance: Everything that decides the outcome, and the versions, as plain data.
+    """
+
+    model: Classifier
+    history: tuple[Round, ...]
+    chosen: int
+    seconds: float
+    clients: tuple[int, ...]
+    privacy: dict[str, dict[str, Any] | None]
+    quarantine: tuple[dict[str, Any], ...]
+    provenance: dict[str, Any]
+
+    def save(self, path: str | Path) -> None:
+        """Write the weights as safetensors, with the provenance in their header.
+
+        Raises:
+            RunError: if the file cannot be written.
+        """
+        import safetensors.torch
+
+        state = self.model.module.state_dict()
+        tidy = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+        write_atomic(path, safetensors.torch.save(tidy, {"robustml": json.dumps(self.provenance)}))
+
+
+def outcome(server: Server, plan: dict[str, Any], seconds: float) -> Federated:
+    """What a server has come to.
+
+    Args:
+        server: After its rounds.
+        plan: What decided the outcome, as plain data.
+        seconds: What it took.
+    """
+    import flwr
+
+    spent = {"samples": _spent(server, plan["privacy"]), "clients": _spent_on_clients(server)}
+    if plan["privacy"] is not None:
+        # A digest of private data would let anybody check a guess at them.
+        plan = {**plan, "clients": None}
+    provenance = {
+        **plan,
+        "rounds": server.rounds,
+        "chosen": server.chosen,
+        "robustml": __version__,
+        "torch": torch.__version__,
+        "flwr": flwr.__version__,
+        "spent": spent,
+    }
+    return Federated(
+        server.model.eval(),
+        tuple(server.history),
+        server.chosen,
+        round(seconds, 3),
+        tuple(plan["samples"]),
+        spent,
+        tuple(_quarantined(server)),
+        provenance,
+    )
+
+
+def _spent(server: Server, privacy: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What the clients' ledgers say, where they can be read; else what the clients have said last."""
+    if privacy is None:
+        return None
+    from .apps import ledger_of
+
+    delta = float(privacy["delta"])
+    if server.contexts:
+        ledgers = [ledger_of(context) for context in server.contexts.values()]
+        epsilons = {number: ledger.spent(delta).epsilon for number, ledger in enumerate(ledgers)}
+    else:
+        told = [entry for past in server.history for entry in past.clients if "epsilon" in entry]
+        epsilons = {entry["client"]: entry["epsilon"] for entry in told}
+    worst = max(epsilons, key=lambda number: epsilons[number], default=None)
+    finite = {number: value if math.isfinite(value) else None for number, value in epsilons.items()}
+    return {
+        "epsilon": None if worst is None else finite[worst],
+        "delta": delta,
+        "client": worst,
+        "by_client": {str(number): value for number, value in sorted(finite.items())},
+    }
+
+
+def _spent_on_clients(server: Server) -> dict[str, Any] | None:
+    spent = getattr(getattr(server.strategy, "strategy", None), "spent", None)
+    found = None if spent is None else spent()
+    return None if found is None else {"epsilon": found[0], "delta": found[1]}
+
+
+def _quarantined(server: Server) -> Iterator[dict[str, Any]]:
+    """The guard's log, with the numbers of clients in place of nodes."""
+    for entry in getattr(server.strategy, "quarantine", ()):
+        node = entry["node"]
+        yield {"round": entry["round"], "client": server.names.get(node, node), "reason": entry["reason"]}
