@@ -1,0 +1,125 @@
+"""The stress matrix of a federation: what it holds is what happened, and it can be taken up again."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from torch import nn
+
+pytest.importorskip("flwr")
+
+from robustml.auditing.federation import Cell, FederatedStress, Spread, stress_federation
+from robustml.errors import InputError
+
+ATTACKS = {
+    "sign-flip": ("sign-flip", {"scale": 8.0}),
+    "replacement": ("backdoor", {"target": 1}),
+    "nan": ("protocol", {"kind": "nan"}),
+    "away": ("drop-out", {"probability": 1.0}),
+}
+AGGREGATORS = {"mean": ("mean", {}), "trimmed-mean": ("trimmed-mean", {"hostile": 2})}
+
+
+def blobs(seed, n):
+    """Three classes of 6 by 6 images that a linear model tells apart, and whose corner is dark."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 3, n)
+    x = 0.15 + 0.1 * rng.uniform(size=(n, 1, 6, 6))
+    for label in range(3):
+        x[y == label, :, 2 * label % 5, :3] += 0.4
+    return x.clip(0, 1).astype(np.float32), y.astype(np.int64)
+
+
+def linear():
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+
+
+def stress(**more):
+    options = {"attacks": ATTACKS, "aggregators": AGGREGATORS, "partitions": ["iid"], "seeds": [0, 1]}
+    return stress_federation(
+        linear,
+        blobs(0, 660),
+        blobs(1, 300),
+        **{**options, **more},
+        rounds=4,
+        learning_rate=0.2,
+        batch_size=20,
+    )
+
+
+@pytest.fixture(scope="module")
+def found():
+    return stress()
+
+
+def test_attacks_break_the_mean_and_not_the_trimmed_mean(found):
+    assert len(found.cells) == 2 * 5 * 2
+    assert found.accuracy("none", "mean", "iid").value > 0.95
+    assert found.accuracy("sign-flip", "mean", "iid").value < 0.7
+    assert found.success("replacement", "mean", "iid").value > 0.8
+    assert found.lost("sign-flip", "trimmed-mean", "iid").value < 0.05
+    assert found.success("replacement", "trimmed-mean", "iid").value < 0.2
+    assert found.success("sign-flip", "mean", "iid") is None
+    assert found.worst("mean", "iid")[0] in {"sign-flip", "replacement"}
+    assert abs(found.price("trimmed-mean", "iid").value) < 0.05
+    assert found.price("mean", "iid").value == 0
+
+
+def test_abuse_is_quarantined_and_costs_no_more_than_the_clients_that_are_gone(found):
+    cells = [cell for cell in found.cells if cell.attack in {"nan", "away"}]
+    assert all(cell.quarantined == 8 and cell.moved == 4 for cell in cells)
+    for name in AGGREGATORS:
+        same = [
+            [cell.right for cell in found.cells if (cell.attack, cell.aggregator) == (attack, name)]
+            for attack in ("nan", "away")
+        ]
+        assert same[0] == same[1]
+
+
+def test_it_is_the_same_on_repeat_and_goes_on_from_a_journal(found, tmp_path):
+    file = tmp_path / "journal.jsonl"
+    few = {"attacks": {"sign-flip": ATTACKS["sign-flip"]}, "seeds": [1]}
+    first = stress(**few, journal=file)
+    assert all(cell in found.cells for cell in first.cells)
+    lines = file.read_text().splitlines()
+    assert len(lines) == 4
+    # What is in the journal is believed, and not done again.
+    entry = json.loads(lines[0])
+    entry["cell"]["right"] = 7
+    file.write_text("\n".join([json.dumps(entry), *lines[1:3]]) + "\n")
+    again = stress(**few, journal=file)
+    assert again.cells[0].right == 7 and again.cells[1:] == first.cells[1:]
+    assert len(file.read_text().splitlines()) == 4
+
+
+def test_the_table_and_plain_data(found):
+    assert FederatedStress.from_dict(json.loads(json.dumps(found.to_dict()))).cells == found.cells
+    lines = found.table().splitlines()
+    assert lines[0] == "iid" and len(lines) == 6
+    assert lines[2].count("|") == lines[4].count("|") == 9
+    assert " / " in lines[4] and " / " not in lines[4].split("|")[3]
+
+
+def test_intervals_over_seeds_are_students():
+    spread = Spread.of([0.8, 0.82, 0.87], 0.95)
+    # mean 0.83, deviation 0.036056, two degrees of freedom: 4.302653
+    assert spread.value == pytest.approx(0.83)
+    assert spread.high - spread.value == pytest.approx(4.302653 * 0.0360555 / math.sqrt(3), rel=1e-4)
+    assert Spread.of([0.5], 0.95) == Spread(0.5, 0.0, 1.0, 1)
+    cells = [Cell("none", "mean", "iid", s, r, 10, 0, 0, 0, 1) for s, r in enumerate((9, 8))]
+    cells += [Cell("x", "mean", "iid", s, r, 10, 0, 0, 0, 1) for s, r in enumerate((5, 6))]
+    # Seed by seed: 0.4 and 0.2.
+    lost = FederatedStress(tuple(cells), {}).lost("x", "mean", "iid")
+    assert lost.value == pytest.approx(0.3) and lost.count == 2
+
+
+def test_what_makes_no_sense_is_refused(found):
+    with pytest.raises(InputError, match="leaves no honest one"):
+        stress(hostile=11)
+    with pytest.raises(InputError, match="did you mean 'min-max'"):
+        stress(attacks=["min-mx"])
+    with pytest.raises(InputError, match="no cell"):
+        found.accuracy("alie", "mean", "iid")
