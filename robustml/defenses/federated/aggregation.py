@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import InputError, brief, suggest
 from .dp import ClientPrivacy
-from .environment import flower
+from .environment import flower, quiet
 from .rules import RULES, Rule
 
 __all__ = ["AGGREGATORS", "aggregation", "rule_of"]
@@ -60,7 +60,8 @@ def aggregation(name: str | Rule, *, privacy: ClientPrivacy | None = None, **opt
         more = {key: options.pop(key) for key in list(options) if key not in own}
         _known(more, {"proximal", *_parameters(UpdateStrategy.__mro__[1])} | own, str(name))
         rule = dataclasses.replace(name, **options) if isinstance(name, Rule) else rule_of(name, **options)
-        return UpdateStrategy(rule, privacy=privacy, **more)
+        with quiet():
+            return UpdateStrategy(rule, privacy=privacy, **more)
     if name not in _FLOWER:
         raise InputError(f"aggregation={brief(name)} is not known{suggest(str(name), AGGREGATORS)}")
     if privacy is not None:
@@ -74,7 +75,8 @@ def aggregation(name: str | Rule, *, privacy: ClientPrivacy | None = None, **opt
     _known(options, _parameters(made), name)
     common = {"fraction_evaluate": 0.0, "min_train_nodes": 1, "min_available_nodes": 1}
     try:
-        return made(**{**common, **usual, **options})
+        with quiet():
+            return made(**{**common, **usual, **options})
     except (TypeError, ValueError) as error:
         raise InputError(f"{name}: {error}") from None
 

@@ -1,0 +1,95 @@
+"""The stress matrix of federated learning: `python benchmarks/federated.py`.
+
+Attack by aggregator by heterogeneity, with the price when nobody attacks: 11 clients of which 2 collude, 6
+rounds of one epoch, 4,000 training and 2,000 test samples of MNIST, three seeds. A cell is the accuracy of the
+final model, with half of an interval over the seeds (Student); after a slash, the share of other classes that
+a backdoor's trigger turns into its target. "price" is what an aggregator costs when nobody attacks, against
+the mean; "worst loss" is what the worst attack takes from the accuracy that it has without one. A run with a
+journal can be interrupted, and goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from command import Parser, positive, present
+from models import data_option, mnist
+from torch import nn
+
+from robustml.auditing.federation import AGGREGATORS, ATTACKS, Cell, FederatedStress, stress_federation
+
+QUICK = ("label-flip", "sign-flip", "min-max", "replacement", "protocol")
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, 10))
+
+
+def cnn() -> nn.Module:
+    return nn.Sequential(
+        *(nn.Conv2d(1, 16, 8, 2, padding=3), nn.ReLU(), nn.MaxPool2d(2, 1)),
+        *(nn.Conv2d(16, 32, 4, 2), nn.ReLU(), nn.MaxPool2d(2, 1)),
+        *(nn.Flatten(), nn.Linear(512, 32), nn.ReLU(), nn.Linear(32, 10)),
+    )
+
+
+def verdict(found: FederatedStress) -> str:
+    """What the matrix says about the aggregators on data that are alike, and what unlike data cost."""
+    lines = []
+    for name in found.names("aggregator"):
+        told = []
+        for partition in found.names("partition"):
+            attack, lost = found.worst(name, partition)
+            price = found.price(name, partition)
+            told.append(f"{partition}: price {price}, worst loss {lost} ({attack})")
+        lines.append(f"{name:18s} {'; '.join(told)}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = Parser(__doc__)
+    data_option(parser)
+    parser.add_argument("--net", choices=("mlp", "cnn"), default="mlp")
+    parser.add_argument("--seeds", type=positive, default=3)
+    parser.add_argument("--rounds", type=positive, default=6)
+    parser.add_argument("--aggregators", nargs="*", default=list(AGGREGATORS), choices=list(AGGREGATORS))
+    parser.add_argument("--attacks", nargs="*", default=list(ATTACKS), choices=list(ATTACKS))
+    parser.add_argument("--partitions", nargs="*", default=["iid", "dirichlet:0.3"])
+    parser.add_argument("--quick", action="store_true", help="one seed and the attacks that matter most")
+    parser.add_argument("--journal", type=Path)
+    parser.add_argument("--out", type=Path, help="write all cells as JSON")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    attacks = [name for name in chosen.attacks if not chosen.quick or name in QUICK]
+    present(parser, chosen.data, ["mnist.npz"])
+
+    def tell(cell: Cell) -> None:
+        success = "" if cell.success is None else f" success {cell.success:.3f}"
+        place = f"{cell.partition} seed {cell.seed} {cell.aggregator} {cell.attack}"
+        print(f"{place}: {cell.accuracy:.4f}{success}", file=sys.stderr, flush=True)
+
+    found = stress_federation(
+        {"mlp": mlp, "cnn": cnn}[chosen.net],
+        mnist(chosen.data, "train", 4000),
+        mnist(chosen.data, "test", 2000),
+        attacks={name: ATTACKS[name] for name in attacks},
+        aggregators={name: AGGREGATORS[name] for name in chosen.aggregators},
+        partitions=chosen.partitions,
+        rounds=chosen.rounds,
+        seeds=range(1 if chosen.quick else chosen.seeds),
+        journal=chosen.journal,
+        tell=tell,
+        batch_size=32,
+    )
+    print(found.table())
+    print()
+    print(verdict(found))
+    if chosen.out:
+        chosen.out.write_text(json.dumps(found.to_dict(), indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
