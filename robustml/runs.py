@@ -149,6 +149,7 @@ def make_plan(
         rejects=model.rejects,
         randomness=randomness,
         twin_sha256=target.twin.fingerprint() if target.twin is not None else None,
+        privacy=target.privacy,
         gate=target.gate,
         redact=redact,
         environment={

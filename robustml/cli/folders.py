@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["building", "chosen_folder", "discard", "holds_run", "replacing", "resume_line"]
 
 _GIVEN = {click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT}
-_PARTS = {"plan.json", "journal.jsonl", "evidence", "report.json", "report.html"}
+_PLANS = ("plan.json", "audit.json")
+_PARTS = {*_PLANS, "journal.jsonl", "evidence", "privacy", "privacy.json", "report.json", "report.html"}
 # What a killed run may leave beside the file that it was writing.
 _LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.tmp")
 
@@ -53,7 +54,7 @@ def chosen_folder(target: Target, options: dict[str, Any]) -> tuple[Path, bool]:
 
 def holds_run(out: Path) -> bool:
     """Whether there is a run to go on with."""
-    return (out / "plan.json").is_file()
+    return any((out / plan).is_file() for plan in _PLANS)
 
 
 @contextlib.contextmanager
@@ -131,10 +132,12 @@ def _is_leftover(path: Path) -> bool:
 
 
 def _has_plan(out: Path) -> bool:
-    try:
-        return b'"robustml.plan/' in (out / "plan.json").read_bytes()[:1000]
-    except OSError:
-        return False
+    for plan in _PLANS:
+        with contextlib.suppress(OSError):
+            content = (out / plan).read_bytes()[:1000]
+            if b'"robustml.plan/' in content or b'"robustml.audit/' in content:
+                return True
+    return False
 
 
 def discard(out: Path) -> None:
@@ -142,10 +145,15 @@ def discard(out: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
 
 
-def resume_line(out: Path) -> str:
-    """The command that goes on with the run in a folder: everything that was given, wherever it came from."""
+def resume_line(out: Path, *, flag: bool = False) -> str:
+    """The command that goes on with the run in a folder: everything that was given, wherever it came from.
+
+    Args:
+        out: The folder.
+        flag: Whether --resume is a flag beside --out, or names the folder itself.
+    """
     context = click.get_current_context()
-    words, arguments = ["robustml", "stress"], []
+    words, arguments = ["robustml", str(context.command.name)], []
     for parameter in context.command.params:
         name = parameter.name or ""
         if context.get_parameter_source(name) not in _GIVEN or name in {"out", "overwrite", "resume"}:
@@ -157,7 +165,8 @@ def resume_line(out: Path) -> str:
             words += _option_words(parameter, value)
     if arguments and arguments[0].startswith("-"):
         arguments.insert(0, "--")
-    return " ".join(map(_quoted, [*words, "--resume", str(out), *arguments]))
+    ending = ["--out", str(out), "--resume"] if flag else ["--resume", str(out)]
+    return " ".join(map(_quoted, [*words, *ending, *arguments]))
 
 
 def _option_words(option: click.Option, value: Any) -> list[str]:

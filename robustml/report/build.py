@@ -46,6 +46,7 @@ from .parts import (
     TargetInfo,
     ThreatResult,
 )
+from .privacy import privacy_doubts, privacy_of, privacy_score
 from .shares import share_of
 
 __all__ = ["build_report"]
@@ -81,13 +82,15 @@ def build_report(plan: Plan, folder: RunFolder, data: Dataset, *, created: str |
     clean = share_of(plan, int(ledger.correct.sum()))
     threats = [_threat(ledger, threat, folder, data) for threat in plan.bound_threats]
     corruptions = corruptions_of(ledger)
-    scores = _scores(ledger, threats, corruptions)
+    privacy = privacy_of(folder.path)
+    scores = _scores(ledger, threats, corruptions, privacy_score(privacy))
     distrust = [*_distrust(ledger, clean, threats), *corruption_doubts(corruptions)]
+    distrust += privacy_doubts(privacy, asked=plan.privacy is not None)
     uppers = {threat.name: threat.robust_accuracy.upper for threat in threats}
     return Report(
         robustml=__version__,
         created=created or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        seconds=round(sum(record.seconds for record in folder.records), 3),
+        seconds=round(sum(r.seconds for r in folder.records) + (privacy.seconds if privacy else 0), 3),
         seed=plan.seed,
         confidence=plan.confidence,
         suite=plan.suite.name,
@@ -101,11 +104,14 @@ def build_report(plan: Plan, folder: RunFolder, data: Dataset, *, created: str |
         clean=Clean(accuracy=clean, per_class=_per_class(ledger, None)),
         threats=threats,
         corruptions=corruptions,
+        privacy=privacy,
         scores=scores,
         trusted=not distrust,
         distrust=distrust,
         verdict=_verdict(plan, threats, scores),
-        gate=judge_gate(plan.gate, clean=clean, scores=scores, threats=uppers, trusted=not distrust),
+        gate=judge_gate(
+            plan.gate, clean=clean, scores=scores, threats=uppers, trusted=not distrust, privacy=privacy
+        ),
         samples=Samples(ids=plan.ids, evidence=_evidence_files(ledger, folder)),
     )
 
@@ -319,14 +325,17 @@ def _per_class(ledger: Ledger, standing: Mask | None) -> list[ClassResult]:
     return rows
 
 
-def _scores(ledger: Ledger, threats: list[ThreatResult], corruptions: Corruptions | None) -> Scores:
+def _scores(
+    ledger: Ledger, threats: list[ThreatResult], corruptions: Corruptions | None, privacy: Score | None
+) -> Scores:
     corruption = corruption_score(corruptions)
-    if any(threat.robust_accuracy.upper is None for threat in threats):
-        return Scores(corruption=corruption, overall=corruption)
-    withstood = np.logical_and.reduce([ledger.standing(t.norm, t.eps) for t in ledger.plan.bound_threats])
-    share = share_of(ledger.plan, int(withstood.sum()))
-    evasion = Score(value=100 * share.value, low=100 * share.low, high=100 * share.high)
-    return Scores(evasion=evasion, corruption=corruption, overall=weakest([evasion, corruption]))
+    evasion = None
+    if all(threat.robust_accuracy.upper is not None for threat in threats):
+        withstood = np.logical_and.reduce([ledger.standing(t.norm, t.eps) for t in ledger.plan.bound_threats])
+        share = share_of(ledger.plan, int(withstood.sum()))
+        evasion = Score(value=100 * share.value, low=100 * share.low, high=100 * share.high)
+    overall = weakest([evasion, corruption, privacy])
+    return Scores(evasion=evasion, corruption=corruption, privacy=privacy, overall=overall)
 
 
 def _distrust(ledger: Ledger, clean: Estimate, threats: list[ThreatResult]) -> list[str]:

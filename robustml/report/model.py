@@ -47,6 +47,7 @@ from .parts import (
     Unaware,
     Whole,
 )
+from .privacy_parts import Privacy
 
 __all__ = [
     "SCHEMA",
@@ -73,6 +74,7 @@ __all__ = [
     "ModelInfo",
     "Passes",
     "Picture",
+    "Privacy",
     "Report",
     "Samples",
     "Score",
@@ -121,6 +123,8 @@ class Report(Frozen):
     threats: list[ThreatResult]
     corruptions: Corruptions | None = None
     """None when the suite does not ask for it."""
+    privacy: Privacy | None = None
+    """None when what the model was trained on was not named, or nobody asked."""
     scores: Scores
     trusted: bool
     """False when a critical diagnostic failed or when part of the suite did not run."""

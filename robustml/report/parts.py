@@ -113,6 +113,7 @@ class Scores(Frozen):
     """The share of samples that withstand every attack under every threat model."""
     corruption: Score | None = None
     privacy: Score | None = None
+    """Of the highest membership advantage; the value is that at its upper limit, not at what was seen."""
     overall: Score | None = None
     """The weakest of the scores that were measured."""
 

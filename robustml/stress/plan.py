@@ -16,6 +16,7 @@ from ..goals import Goals, parse_goals
 from ..inputs import InputSpec
 from ..registry import Access, all_corruptions, find_attack, find_corruption
 from ..schema import Frozen
+from ..targets.privacy import PrivacyTable
 from ..threats import Threat, parse_threat
 from .probing import can_be_followed, doubled, is_wanted
 from .randomized import Randomness
@@ -87,6 +88,8 @@ class Plan(Frozen):
     """Whether the first of them certifies radii, and nothing behind it is in the way of that."""
     twin_sha256: str | None = None
     """Digest of the undefended or earlier model whose adversarial inputs are tried, if one was given."""
+    privacy: PrivacyTable | None = None
+    """How what training gave away is audited, beside what attacks on inputs find; None for not at all."""
     gate: dict[str, str] = {}
     redact: bool = False
     environment: dict[str, str]

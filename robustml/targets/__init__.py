@@ -17,13 +17,17 @@ from ..errors import InputError, suggest
 from .builtin import BUILTIN_TARGETS, build
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
+    from torch import nn
 
     from ..classifier import Classifier, Model
     from ..data import Dataset
     from ..inputs import InputSpec
     from ..threats import Threat
     from .file import TargetFile, read_target_file
+    from .privacy import PrivacyTable
 
 __all__ = ["BUILTIN_TARGETS", "Target", "TargetFile", "load_target", "read_target_file"]
 
@@ -53,6 +57,10 @@ class Target:
         twin: An undefended or an earlier model of the same inputs and classes; what fools it is tried on the
             model, too.
         train: What the model was trained on or is to be trained on, where that is known.
+        privacy: How privacy is to be audited; None for not at all.
+        claim: The privacy that the file of the weights claims, as plain data; None where it claims none.
+        build: Makes the network of the model with the weights that it had before training, where that is
+            known.
         builtin: Whether it came with the library.
     """
 
@@ -73,6 +81,9 @@ class Target:
     gate: dict[str, str] = dataclasses.field(default_factory=dict)
     twin: Classifier | None = None
     train: Dataset | None = None
+    privacy: PrivacyTable | None = None
+    claim: dict[str, Any] | None = None
+    build: Callable[[], nn.Module] | None = None
     builtin: bool = False
 
     @contextlib.contextmanager
@@ -170,6 +181,9 @@ def _from_file(path: Path) -> Target:
         gate=dict(file.gate),
         twin=_twin(file, inputs, base),
         train=_train(file, inputs, base),
+        privacy=_privacy(file, base),
+        claim=_claim(file, base),
+        build=_build(file, base),
     )
 
 
@@ -223,6 +237,30 @@ def _train(file: TargetFile, inputs: InputSpec, base: Path) -> Dataset | None:
         return None
     arrays = read_npz(base / settings.train, x=settings.x, y=settings.y, layout=settings.layout)
     return as_dataset(arrays, inputs, file.model.classes, name=Path(settings.train).name)
+
+
+def _privacy(file: TargetFile, base: Path) -> PrivacyTable | None:
+    table = file.privacy
+    if table is None or table.recipe is None or not table.recipe.endswith(".toml"):
+        return table
+    return table.model_copy(update={"recipe": str(base / table.recipe)})
+
+
+def _claim(file: TargetFile, base: Path) -> dict[str, Any] | None:
+    from .loading import read_provenance
+
+    weights = file.model.weights
+    if weights is None or not weights.lower().endswith(".safetensors"):
+        return None
+    claim = read_provenance(base / weights).get("privacy")
+    return claim if isinstance(claim, dict) else None
+
+
+def _build(file: TargetFile, base: Path) -> Callable[[], nn.Module] | None:
+    from .loading import load_factory
+
+    factory = file.model.factory
+    return None if factory is None else lambda: load_factory(factory, base)
 
 
 def _data(file: TargetFile, inputs: InputSpec, base: Path) -> tuple[Dataset, tuple[str, ...]]:

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from ..errors import InputError, brief, suggest
 from ..schema import Frozen, validated
+from .privacy import PrivacyTable
 
 if TYPE_CHECKING:
     from ..inputs import InputSpec
@@ -60,7 +61,7 @@ class DataTable(Frozen):
     test: Text | None = None
     folder: Text | None = None
     train: Text | None = None
-    """An .npz file as well, for `robustml harden`; its arrays have the same names and layout."""
+    """An .npz file as well, for `robustml harden` and `audit`; its arrays have the same names and layout."""
     x: Text = "x"
     y: Text = "y"
     layout: Literal["chw", "hwc"] = "chw"
@@ -120,6 +121,7 @@ class TargetFile(Frozen):
     data: DataTable
     guards: GuardsTable | None = None
     stress: StressTable = StressTable()
+    privacy: PrivacyTable | None = None
     gate: dict[str, str] = Field(default_factory=dict)
     """Figure to condition, as in {"evasion": ">= 40"}."""
 
@@ -137,6 +139,12 @@ class TargetFile(Frozen):
     def _weights_once(self) -> TargetFile:
         if self.guards is not None and self.guards.saved is not None and self.model.weights is not None:
             raise ValueError("guards.saved holds the weights; drop model.weights")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _members_known(self) -> TargetFile:
+        if self.privacy is not None and self.data.train is None:
+            raise ValueError("privacy needs data.train, what the model was trained on: its members")
         return self
 
     @pydantic.model_validator(mode="after")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import re
 import warnings
 import zipfile
@@ -24,7 +25,14 @@ from ..extras import need
 from ..inputs import InputSpec
 from .factories import cause, load_factory
 
-__all__ = ["check_fit", "load_factory", "load_onnx", "load_weights", "read_safetensors"]
+__all__ = [
+    "check_fit",
+    "load_factory",
+    "load_onnx",
+    "load_weights",
+    "read_provenance",
+    "read_safetensors",
+]
 
 _RECIPE = "where you trust it, run: safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
 _REFUSED = {".ckpt", ".h5", ".joblib", ".keras", ".npy", ".npz", ".pickle", ".pkl", ".pt2", ".ts"}
@@ -85,6 +93,23 @@ def read_safetensors(path: Path) -> Mapping[str, Any]:
             f"; it is a pickle or a torch archive: {_RECIPE}" if disguised else "; it is damaged or cut short"
         )
         raise InputError(f"weights {path} is not a safetensors file: {cause(error)}{hint}") from None
+
+
+def read_provenance(path: Path) -> Mapping[str, Any]:
+    """What `Hardened.save` wrote about how the weights came about: a claim; empty where there is none.
+
+    Raises:
+        InputError: if the file cannot be read.
+    """
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            told = (file.metadata() or {}).get("robustml", "{}")
+        found = json.loads(told)
+    except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
+        raise InputError(f"weights {path} have a header that cannot be read: {cause(error)}") from None
+    return found if isinstance(found, Mapping) else {}
 
 
 def _read_state_dict(path: Path) -> Mapping[str, Any]:

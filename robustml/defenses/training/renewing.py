@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import torch
@@ -13,18 +14,19 @@ from ...sampling import seeded
 __all__ = ["renewed"]
 
 
-def renewed(model: Classifier, seed: int = 0) -> Classifier:
+def renewed(model: Classifier, seed: int | None = 0) -> Classifier:
     """A copy of a model whose weights and running statistics are drawn anew, as its layers do at first.
 
     Args:
         model: Stays as it is.
-        seed: Decides the weights.
+        seed: Decides the weights; None for the random numbers that torch is at.
 
     Raises:
         InputError: if a layer has weights, but no `reset_parameters` that would draw them.
     """
     fresh = copy.deepcopy(model)
-    with seeded(torch.device("cpu"), seed, "renewed"):
+    drawn = contextlib.nullcontext() if seed is None else seeded(torch.device("cpu"), seed, "renewed")
+    with drawn:
         for name, layer in fresh.module.named_modules():
             reset = getattr(layer, "reset_parameters", None)
             if callable(reset):

@@ -1,0 +1,165 @@
+"""What follows from the findings of an audit: the pair, the score, and reasons not to trust the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import InputError
+from ..files import write_atomic
+from ..schema import validated
+from .parts import Score
+from .privacy_parts import Accounted, AuditedEpsilon, Privacy
+
+__all__ = ["keep_privacy", "pair_of", "privacy_doubts", "privacy_of", "privacy_score", "settled"]
+
+FILE = "privacy.json"
+
+_SAME = 0.01  # two accounted epsilons that are so close are of the same settings
+_SLACK = 1e-6
+
+
+def privacy_of(folder: Path) -> Privacy | None:
+    """What the audit in a run folder found; None if there was none, or it is not finished.
+
+    Raises:
+        InputError: if its file is damaged.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        raise InputError(f"{path} is damaged") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path} does not hold an object")
+    return settled(validated(Privacy, data, where=str(path)))
+
+
+def keep_privacy(folder: Path, found: Privacy) -> None:
+    """Write what an audit found into a run folder.
+
+    Raises:
+        RunError: if it cannot be written.
+    """
+    write_atomic(folder / FILE, found.model_dump_json(indent=1) + "\n")
+
+
+def privacy_doubts(found: Privacy | None, *, asked: bool) -> list[str]:
+    """Why the section cannot be relied on, if so."""
+    if found is None:
+        return ["privacy: the audit that was asked for is not finished"] if asked else []
+    return found.doubts
+
+
+def settled(found: Privacy) -> Privacy:
+    """Work out anew whatever follows from the findings."""
+    audited = _headline(found)
+    found = found.model_copy(update={"audited": audited})
+    return found.model_copy(
+        update={
+            "pair": pair_of(found.accounted, audited),
+            "notes": list(_notes(found)),
+            "doubts": list(_doubts(found)),
+        }
+    )
+
+
+def privacy_score(privacy: Privacy | None) -> Score | None:
+    """100 times (1 - the upper limit of the highest membership advantage); None if it was not measured."""
+    limits = None if privacy is None else privacy.advantage
+    if limits is None:
+        return None
+    worst, best = 100 * (1 - limits.high), 100 * (1 - limits.low)
+    return Score(value=worst, low=worst, high=best)
+
+
+def _headline(found: Privacy) -> AuditedEpsilon | None:
+    """The highest of the audits that assume nothing; of those that resolve nothing, the sharpest."""
+    sure = [audit for audit in found.audits if audit.assumes is None]
+    return max(sure, key=lambda audit: (audit.epsilon or 0.0, audit.cap), default=None)
+
+
+def pair_of(accounted: Accounted | None, audited: AuditedEpsilon | None) -> str:
+    """Epsilon from above and from below in one sentence."""
+    if audited is None:
+        return f"{_above(accounted)}; from below: not audited"
+    upper = audited.accounted
+    if upper is None and accounted is not None:
+        upper = accounted.epsilon
+    with_what = (
+        f"{audited.canaries:,} canaries, {audited.runs:,} model{'s' if audited.runs != 1 else ''} "
+        f"({audited.method})"
+    )
+    ends = (
+        "not resolvable" if audited.epsilon is None else f"{audited.epsilon:.2f}",
+        "no bound accounted" if upper is None else f"{upper:.2f}",
+    )
+    bracket = ")" if upper is None else "]"
+    line = (
+        f"epsilon in [{', '.join(ends)}{bracket} at delta {audited.delta:g}, "
+        f"{100 * audited.confidence:g} % confidence, {with_what}"
+    )
+    if audited.epsilon is None and audited.reason:
+        line += f"; from below: {audited.reason}"
+    if accounted is not None and _differs(accounted.epsilon, audited.accounted):
+        line += f"; that is a run by the recipe: of the model, {_above(accounted)}, which nothing was held to"
+    return line
+
+
+def _above(accounted: Accounted | None) -> str:
+    if accounted is None:
+        return "no epsilon is accounted for (training does not claim to be private)"
+    if accounted.epsilon is None:
+        return "no epsilon holds (no noise was added)"
+    return (
+        f"epsilon at most {accounted.epsilon:.2f} at delta {accounted.delta:g} as accounted "
+        f"({accounted.accountant}; {accounted.source})"
+    )
+
+
+def _differs(one: float | None, other: float | None) -> bool:
+    if one is None or other is None:
+        return False
+    return abs(one - other) > _SAME * max(one, other)
+
+
+def _notes(found: Privacy) -> Iterator[str]:
+    if found.accounted is not None and found.accounted.randomness.startswith("seed"):
+        yield (
+            f"noise and sampling came from {found.accounted.randomness}: epsilon holds only against those "
+            "who do not know it"
+        )
+    section = found.membership
+    if section is not None and section.control is not None:
+        control = section.control
+        if not control.low <= 0.5 <= control.high:
+            yield (
+                f"models that saw neither set tell members from non-members (AUC {control}): the sets differ "
+                "in themselves, and attacks may see that instead of membership"
+            )
+    if section is not None and section.duplicates:
+        yield f"{section.duplicates:,} non-members equal a member and were left out"
+    blind = [check for check in found.conformance.checks if check.reason] if found.conformance else []
+    if blind:
+        yield "the conformance test could hardly have failed on: " + ", ".join(check.name for check in blind)
+
+
+def _doubts(found: Privacy) -> Iterator[str]:
+    test = found.conformance
+    if test is not None and not test.passed:
+        failed = [check for check in test.checks if not check.passed]
+        faults = "; ".join(f"{check.name}: {check.fault}, p = {check.p_value:.2g}" for check in failed)
+        yield f"the conformance test failed ({faults}), so the accounted epsilon does not hold"
+    for audit in found.audits:
+        beyond = audit.epsilon is not None and audit.accounted is not None
+        if beyond and audit.assumes is None and (audit.epsilon or 0.0) > (audit.accounted or 0.0) + _SLACK:
+            yield (
+                f"an audit ({audit.method}) shows an epsilon of at least {audit.epsilon:.2f}, above the "
+                f"{audit.accounted:.2f} that is accounted for: the accounted epsilon does not hold"
+            )
+    for part in found.undone:
+        if part.asked:
+            yield f"privacy: {part.part} is missing: {part.reason}"
