@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...classifier import Classifier
 from ...errors import InputError
+from ...sampling import seeded
 from ..training.objective import Batch, Objective, Term
 from ..training.parallel import Team
 from ..training.settings import Settings
@@ -180,6 +181,11 @@ class Private:
         self.model, self.source, self.batch_size = model, source, settings.batch_size
         self.ledger = Ledger() if ledger is None else ledger
         self.before = Ledger(self.ledger.history)
+        if privacy.delta >= 1 / source.samples:
+            raise InputError(
+                f"delta={privacy.delta:g} is not below one over the {source.samples} samples: publishing "
+                "one of them keeps to it"
+            )
         steps = settings.epochs * len(source)
         self.noise_multiplier = self._noise(steps)
         self.mechanism = privacy.mechanism(self.noise_multiplier)
@@ -226,9 +232,14 @@ class Private:
             model, objective, terms, device = self._work
             in_place(model)
             check(model)
-            self._mode = settled(self._chosen, model, objective, terms, device)
-            room = self.privacy.memory * 2**20 // max(self._mode.weight() + 2 * activations(model, device), 1)
-            self.physical = self.privacy.physical_batch or max(1, room)
+            # Layers that draw random numbers do so in the probe, too; the run's own numbers stay as they are.
+            with seeded(device, "privacy/probe"):
+                chosen = settled(self._chosen, model, objective, terms, device)
+                taken = chosen.weight() + 2 * activations(model, device)
+            self._mode = chosen
+            self.physical = self.privacy.physical_batch or max(
+                1, self.privacy.memory * 2**20 // max(taken, 1)
+            )
         return self._mode
 
     def parts(self, rows: Rows) -> Iterator[Rows]:

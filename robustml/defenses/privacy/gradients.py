@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -139,6 +141,14 @@ class Each(Mode):
         return sums, facts
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Inputs of the first layer have no gradient and need none, of which torch warns where a hook is."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        yield
+
+
 class _Hooked(Mode):
     """Gradients that hooks of Opacus take from the activations and gradients of each layer."""
 
@@ -149,6 +159,18 @@ class _Hooked(Mode):
 
     def _attach(self, model: Classifier) -> Any:
         raise AssertionError("a mode says which hooks it takes")
+
+    def _passed(self, work: Work, *, again: bool = False) -> tuple[Tensor, Tensor]:
+        """The losses, after a backward pass that hooks have watched; it may be gone through again."""
+        self._forget()
+        self._hooks.enable_hooks()
+        try:
+            with _quiet():
+                losses, right = work.losses()
+                losses.sum().backward(retain_graph=again)  # type: ignore[no-untyped-call]
+        finally:
+            self._hooks.disable_hooks()
+        return losses, right
 
     def _forget(self) -> None:
         """What a pass that was not followed to its end has left behind."""
@@ -182,13 +204,7 @@ class Hooks(_Hooked):
         return module.GradSampleHooks(model, loss_reduction="sum", strict=False)
 
     def summed(self, work: Work, clip: Clip) -> tuple[list[Tensor], Tensor]:
-        self._forget()
-        self._hooks.enable_hooks()
-        try:
-            losses, right = work.losses()
-            losses.sum().backward()  # type: ignore[no-untyped-call]
-        finally:
-            self._hooks.disable_hooks()
+        losses, right = self._passed(work)
         n = len(work.batch)
         gradients = [_one(p, n) for p in self.parameters]
         sums = _weighted(clip(_norms(gradients)), gradients)
@@ -230,17 +246,12 @@ class Ghost(_Hooked):
         return max(sizes, default=0)
 
     def summed(self, work: Work, clip: Clip) -> tuple[list[Tensor], Tensor]:
-        self._forget()
-        self._hooks.enable_hooks()
-        try:
-            losses, right = work.losses()
-            losses.sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]
-        finally:
-            self._hooks.disable_hooks()
+        losses, right = self._passed(work, again=True)
         parts = [getattr(p, "_norm_sample", None) for p in self.parameters]
         norms = torch.linalg.vector_norm(torch.stack([part for part in parts if part is not None]), dim=0)
         weighted = (clip(norms) * losses).sum()
-        found = torch.autograd.grad(weighted, self.parameters, allow_unused=True)
+        with _quiet():
+            found = torch.autograd.grad(weighted, self.parameters, allow_unused=True)
         sums = [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, found, strict=True)]
         self._forget()
         return sums, _facts(losses, right)

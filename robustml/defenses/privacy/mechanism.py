@@ -12,7 +12,7 @@ from .randomness import Randomness
 
 __all__ = ["Mechanism", "Sampler"]
 
-_SLACK = 1e-6  # keeps a clipped norm below the clipping norm in spite of rounding
+_SLACK = 1e-6  # relative: keeps a clipped norm below the clipping norm in spite of rounding
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Mechanism:
 
     def factors(self, norms: Tensor) -> Tensor:
         """What each sample's gradient is multiplied by (n,), given its norm (n,): at most 1."""
-        return (self.clipping_norm / (norms + _SLACK)).clamp(max=1.0)
+        return ((1 - _SLACK) * self.clipping_norm / norms).clamp(max=1.0)
 
     def noised(self, step: int, sums: Sequence[Tensor]) -> list[Tensor]:
         """Sums of clipped gradients, each with fresh noise."""

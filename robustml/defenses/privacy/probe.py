@@ -24,18 +24,13 @@ _COUPLED = 0.1  # views may differ where a gradient is next to zero and its sign
 
 
 def made_up(model: Classifier, n: int, device: torch.device) -> Batch:
-    """Inputs that are no data: uniform within the bounds, normal without; and labels in turn."""
+    """Inputs that are no data: uniform within their bounds; and labels in turn."""
     inputs = model.inputs
     ids = torch.arange(n)
     streams = Streams.derive(0, "privacy/probe", ids)
     dtype = torch.float64 if inputs.dtype == "float64" else torch.float32
-    if inputs.bounds is None:
-        x = streams.normal(*inputs.shape, dtype=dtype)
-    else:
-        low, high = (
-            inputs.like(bound, torch.zeros(1, *inputs.shape, dtype=dtype)) for bound in inputs.bounds
-        )
-        x = low + (high - low) * streams.uniform(*inputs.shape, dtype=dtype)
+    low, high = (inputs.like(bound, torch.zeros(1, *inputs.shape, dtype=dtype)) for bound in inputs.bounds)
+    x = low + (high - low) * streams.uniform(*inputs.shape, dtype=dtype)
     keys = Coarse(streams.keys.to(device))
     return Batch(x.to(device), (ids % model.classes).to(device), ids, keys, 1.0)
 
@@ -115,15 +110,15 @@ def _reference(model: Classifier, work: Work) -> Tensor:
 
 def _apart(model: Classifier, objective: Objective, work: Work) -> None:
     """Refuse losses, and views, of a sample that depend on which others are in its batch."""
-    together, _ = work.losses()
+    together = work.losses()[0].tolist()
     for row in range(len(work.batch)):
         batch, z = single(work.batch, work.z, row)
-        alone, _ = Work(model, work.objective, work.terms, batch, z).losses()
+        alone = Work(model, work.objective, work.terms, batch, z).losses()[0].item()
         here = together[row]
-        if abs(float(alone[0] - here)) > _WRONG * (1 + abs(float(here))):
+        if abs(alone - here) > _WRONG * (1 + abs(here)):
             raise InputError(
                 f"objective {objective.name!r} gives a sample another loss when others are in its batch "
-                f"({float(here):.4g}, alone {float(alone[0]):.4g}); privacy needs samples apart"
+                f"({here:.4g}, alone {alone:.4g}); privacy needs samples apart"
             )
         again = _crafted(model, objective, batch)
         moved = torch.linalg.vector_norm((again - z).double())

@@ -58,8 +58,11 @@ def _suits(teacher: Classifier, model: Classifier) -> None:
 
 
 def _answers(teacher: Classifier, x: Tensor) -> Tensor:
+    # Moved only where it must be: `to` writes to every parameter, which `torch.func` does not survive.
+    if any(parameter.device != x.device for parameter in teacher.parameters()):
+        teacher.to(x.device)
     with torch.no_grad():
-        return teacher.to(x.device)(x)
+        return teacher(x)
 
 
 @dataclass(frozen=True)

@@ -142,12 +142,15 @@ def harden(
     steps = len(source) * bound.replays * chosen.epochs
     with Log(steps, folder / _LOG if folder and leads else None, show=progress and leads) as log:
         run = Run(classifier, bound, tuple(terms), source, held, chosen, place, plan, log, private=private)
-        run.go(folder, resume=resume)
+        try:
+            run.go(folder, resume=resume)
+        finally:
+            if private is not None:
+                private.close()
     provenance = {**plan, "chosen": run.chosen, "robustml": __version__, "torch": torch.__version__}
     guarantee = None
     if private is not None:
         guarantee = private.guarantee()
-        private.close()
         # A digest of private data would let anybody check a guess at them.
         provenance |= {"privacy": guarantee.to_dict(), "data_sha256": None}
     seconds = round(time.perf_counter() - begun, 3)
