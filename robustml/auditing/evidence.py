@@ -19,7 +19,7 @@ from ..registry import Access
 from ..sampling import seeded
 from .references import References
 
-__all__ = ["Evidence", "gather", "slices", "subjects_of", "without_duplicates"]
+__all__ = ["Evidence", "gather", "slices", "subjects_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +51,6 @@ class Evidence:
         return self.phi, self.references, self.inside
 
 
-def without_duplicates(own: Dataset, others: Dataset) -> Array:
-    """Which non-members do not equal a member, label included: bool (non-members,)."""
-    known = set(_digests(own))
-    return np.array([digest not in known for digest in _digests(others)], dtype=bool)
-
-
 def _digests(data: Dataset) -> Iterator[bytes]:
     for row, label in zip(data.x, data.y, strict=True):
         # Zeros of either sign are one number.
@@ -64,18 +58,27 @@ def _digests(data: Dataset) -> Iterator[bytes]:
         yield hashlib.blake2b(value, digest_size=16).digest()
 
 
-def subjects_of(own: Dataset, others: Dataset, fresh: Array, seed: int) -> Subjects:
-    """Members, and two random halves of the non-members that are fresh.
+def subjects_of(own: Dataset, others: Dataset, seed: int) -> Subjects:
+    """Members, and two random halves of the non-members, without what is on both sides, label included.
+
+    Left out on one side only, records that repeat by nature would be rarer there, which attacks could see.
 
     Raises:
-        InputError: for fewer than 2 of these.
+        InputError: if no member is left, or fewer than 2 non-members are.
     """
-    rows = len(own) + np.flatnonzero(fresh)
-    if len(rows) < 2:
-        raise InputError(f"non_members has {len(rows)} samples that are no members; give at least 2")
-    rows = np.random.default_rng([seed, 1]).permutation(rows)
+    inside, outside = list(_digests(own)), list(_digests(others))
+    members, rows = (
+        np.flatnonzero([digest not in met for digest in side])
+        for side, met in ((inside, set(outside)), (outside, set(inside)))
+    )
+    if not len(members) or len(rows) < 2:
+        raise InputError(
+            f"non_members has {len(rows)} samples that are no members, and members {len(members)} that are "
+            "no non-members; give at least 2 and 1"
+        )
+    rows = len(own) + np.random.default_rng([seed, 1]).permutation(rows)
     chosen_on, reported_on = np.sort(rows[: len(rows) // 2]), np.sort(rows[len(rows) // 2 :])
-    return Subjects(np.arange(len(own)), chosen_on, reported_on, np.concatenate([own.y, others.y]))
+    return Subjects(members, chosen_on, reported_on, np.concatenate([own.y, others.y]))
 
 
 def gather(

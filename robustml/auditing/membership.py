@@ -38,7 +38,7 @@ from ..estimates import Proportion, proportion
 from ..inputs import InputSpec
 from ..sampling import Streams, seeded
 from ..wrapping import collected, pick_device, wrapped
-from .evidence import Evidence, gather, slices, subjects_of, without_duplicates
+from .evidence import Evidence, gather, slices, subjects_of
 from .references import References
 
 __all__ = ["MembershipAudit", "audit_membership"]
@@ -56,7 +56,7 @@ class MembershipAudit:
         tier: "quick" (no reference models), "few" (up to 8) or "many".
         references: How many.
         members, non_members: How many were asked about.
-        duplicates: Non-members that equal a member, and were left out for that.
+        duplicates: Non-members that equal a member; they were left out, and so were those members.
         member_accuracy, non_member_accuracy: Of the model; the gap between them is the simplest leak.
         confidence: Of the intervals.
         results: One for each attack.
@@ -203,8 +203,7 @@ def audit_membership(
         for side, name in ((members, "members"), (non_members, "non_members"))
     )
     _check(fprs, confidence, batch_size, seed, references, len(own) + len(others))
-    fresh = without_duplicates(own, others)
-    subjects = subjects_of(own, others, fresh, seed)
+    subjects = subjects_of(own, others, seed)
     evidence = gather(model, own, others, subjects, references, queries, batch_size, seed, place)
     chosen, left_out = _choose(evidence, attacks)
     control = None
@@ -223,7 +222,7 @@ def audit_membership(
     return MembershipAudit(
         tier=_tier(count),
         references=count,
-        members=len(own),
+        members=len(subjects.members),
         non_members=len(kept),
         duplicates=len(others) - len(kept),
         member_accuracy=_share(evidence.correct[subjects.members], confidence),

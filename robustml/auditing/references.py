@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -81,7 +82,7 @@ def train_references(
     """Train reference models with `harden`.
 
     Train them as the target was trained: the same network, objective, privacy, epochs. An attack with weaker
-    references finds less, which flatters the target.
+    references finds less, which flatters the target. The seed of `privacy` is replaced by one for each model.
 
     With a folder, each finished model is kept there. A call with the same arguments takes what is there and
     trains the rest, a model that was cut off goes on from its last epoch, and what comes out is the same; a
@@ -183,6 +184,10 @@ def _trained(
 ) -> Classifier:
     """Train one model, or take it from the folder."""
     of_one = int.from_bytes(hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=4).digest(), "little")
+    privacy = training.get("privacy")
+    if privacy is not None and privacy.seed is not None:
+        # Noise that the target, too, was trained with would tell more than any attacker knows.
+        training = {**training, "privacy": dataclasses.replace(privacy, seed=of_one)}
     if folder is None:
         return harden(model, data, seed=of_one, device=device, **training).model
     kept, work = folder / f"{number:04d}.safetensors", folder / f"{number:04d}"

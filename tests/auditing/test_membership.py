@@ -100,12 +100,13 @@ def test_a_model_that_answers_with_labels_is_asked_for_labels(world) -> None:
     assert [r.auc for r in white.results] == [r.auc for r in found.results]
 
 
-def test_members_among_the_non_members_are_left_out(world) -> None:
+def test_what_is_on_both_sides_is_left_out(world) -> None:
     target, members, others, _ = world
     x, y = np.concatenate([others[0], members[0][:50]]), np.concatenate([others[1], members[1][:50]])
     found = audit_membership(target, members, (x, y))
-    assert (found.duplicates, found.non_members) == (50, 200)
-    assert found["loss"].auc == audit_membership(target, members, others)["loss"].auc
+    assert (found.duplicates, found.members, found.non_members) == (50, 150, 200)
+    rest = members[0][50:], members[1][50:]
+    assert found["loss"].auc == audit_membership(target, rest, others)["loss"].auc
     with pytest.raises(InputError, match="non_members has 0 samples that are no members"):
         audit_membership(target, members, members)
 
