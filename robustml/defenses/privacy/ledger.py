@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -102,7 +103,7 @@ class Ledger:
         if any(noise == 0 for noise, _, _ in history):
             return Spent(math.inf, delta, "none")
         for name in accountants:
-            epsilon = _epsilon(name, history, delta)
+            epsilon = _epsilon(name, tuple(history), delta)
             if epsilon is not None:
                 return Spent(epsilon, delta, name)
         return Spent(math.inf, delta, "none")
@@ -130,7 +131,9 @@ class Ledger:
             raise InputError(f"ledger={brief(data)} is not what a ledger writes") from None
 
 
-def _epsilon(name: str, history: list[tuple[float, float, int]], delta: float) -> float | None:
+# It takes a second or so, and the same run is asked about by its guarantee, its audit and its report.
+@functools.lru_cache(maxsize=256)
+def _epsilon(name: str, history: tuple[tuple[float, float, int], ...], delta: float) -> float | None:
     """The upper bound of one accountant, None where it has none."""
     accountants = need("opacus.accountants", extra="privacy", why="the privacy accountant")
     made = {"prv": accountants.PRVAccountant, "rdp": accountants.RDPAccountant}[name]()
