@@ -13,7 +13,7 @@ from ..report.parts import Clean
 from ..report.privacy import keep_privacy, settled
 from ..report.privacy_parts import Privacy, Undone
 from ..targets import Target
-from . import steps
+from . import retraining, steps
 from .job import Finding, Job
 from .reporting import audit_report
 from .steps import Fields
@@ -120,6 +120,12 @@ def parts_of(job: Job) -> Iterator[tuple[str, Step]]:
     leaks: dict[str, Step] = {"inversion": steps.inversion, "extraction": steps.extraction}
     for leak in table.leakage:
         yield leak, leaks[leak]
+    if job.privacy is None:
+        return
+    yield "loop", retraining.loop
+    if table.canaries != 0:
+        yield "phantoms", retraining.phantoms
+    yield "ladder", retraining.rungs
 
 
 def gathered(job: Job, findings: list[Finding]) -> Privacy:
@@ -128,10 +134,12 @@ def gathered(job: Job, findings: list[Finding]) -> Privacy:
         name: next((value for f in findings if (value := getattr(f, name)) is not None), None)
         for name in (
             "accounted",
+            "rerun",
             "membership",
             "inversion",
             "attribute",
             "extraction",
+            "loop",
             "conformance",
             "ladder",
         )

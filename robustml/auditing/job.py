@@ -70,9 +70,11 @@ class Finding(Frozen):
     inversion: Inversion | None = None
     attribute: Attribute | None = None
     extraction: Extraction | None = None
+    loop: Conformance | None = None
     conformance: Conformance | None = None
     ladder: Ladder | None = None
     accounted: Accounted | None = None
+    rerun: Accounted | None = None
     audits: list[AuditedEpsilon] = []
     undone: list[Undone] = []
 

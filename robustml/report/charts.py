@@ -9,16 +9,30 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .parts import CertifiedPoint, CurvePoint
 from .text import estimate, number
 
-__all__ = ["security_curve"]
+__all__ = ["LOOKS", "drawn", "security_curve"]
 
 _INK, _LINE, _MARK, _CHANCE, _PROVEN = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f"
-_COLORS = {_INK: "--muted", _LINE: "--accent", _MARK: "--ink", _CHANCE: "--warn", _PROVEN: "--good"}
+_ALARM = "#101112"
+_COLORS = {
+    _INK: "--muted",
+    _LINE: "--accent",
+    _MARK: "--ink",
+    _CHANCE: "--warn",
+    _PROVEN: "--good",
+    _ALARM: "--bad",
+}
+LOOKS: list[dict[str, Any]] = [
+    {"color": color, "linestyle": dashes}
+    for dashes in ("-", (0, (5, 2)), (0, (1.5, 1.5)))
+    for color in (_LINE, _PROVEN, _CHANCE, _ALARM)
+]
+"""Ways to draw a line, each unlike the others."""
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "robustml",
@@ -54,6 +68,26 @@ def security_curve(
     Returns:
         An `<svg>` element.
     """
+    hints = {
+        f"point-{index}": f"eps {number(point.eps)}: {estimate(point.robust_accuracy)}"
+        for index, point in enumerate(points)
+    }
+    hints |= {
+        f"certified-{index}": f"eps {number(point.eps)}, certified: {estimate(point.certified_accuracy)}"
+        for index, point in enumerate(certified)
+    }
+    return drawn(lambda axes: _draw(axes, points, eps, chance, certified), name, title, hints)
+
+
+def drawn(draw: Callable[[Any], None], name: str, title: str, hints: dict[str, str]) -> str:
+    """What a function draws on axes, as an `<svg>` element.
+
+    Args:
+        draw: Draws it.
+        name: Prefix that keeps the ids of several charts on one page apart; letters and digits.
+        title: What a screen reader says of the picture.
+        hints: What to say of the marks with these ids.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -64,18 +98,10 @@ def security_curve(
         figure = Figure(figsize=(6.4, 3.1))
         # A fixed place: measuring the words first doubles the time, and they never change.
         figure.subplots_adjust(left=0.09, right=0.985, bottom=0.15, top=0.97)
-        _draw(figure.subplots(), points, eps, chance, certified)
+        draw(figure.subplots())
         file = io.StringIO()
         silent = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=silent)
-    hints = {
-        f"point-{index}": f"eps {number(point.eps)}: {estimate(point.robust_accuracy)}"
-        for index, point in enumerate(points)
-    }
-    hints |= {
-        f"certified-{index}": f"eps {number(point.eps)}, certified: {estimate(point.certified_accuracy)}"
-        for index, point in enumerate(certified)
-    }
     return _for_the_page(file.getvalue(), name, title, hints)
 
 

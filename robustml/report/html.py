@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import text
+from . import privacy_text, text
 from .model import Report
 from .parts import ClassResult, Fragile, Picture, ThreatResult
 
@@ -41,6 +41,8 @@ def page(report: Report) -> str:
         galleries=list(_galleries(report)),
         diagnostics=text.diagnostics_worst_first(report.threats),
         facts=list(_facts(report)),
+        heading=text.heading(report),
+        roc=_roc(report),
         class_name=functools.partial(_class_name, report.target.class_names),
     )
     return rendered
@@ -49,7 +51,7 @@ def page(report: Report) -> str:
 def framed(report: Report) -> str:
     """Wrap the page in a frame that can run nothing, for a notebook."""
     source = html.escape(page(report))
-    title = html.escape(f"Stress test of {text.plain(report.target.name)}")
+    title = html.escape(f"{text.heading(report)} {text.plain(report.target.name)}")
     return (
         f'<iframe sandbox srcdoc="{source}" title="{title}" '
         'style="width:100%;height:42rem;border:1px solid #999"></iframe>'
@@ -75,9 +77,12 @@ def _environment() -> Any:
         "count": text.count,
         "estimate": text.estimate,
         "is_small": _is_small,
+        "limits": privacy_text.limits,
         "number": text.number,
         "per_sample": text.per_sample,
         "percent": text.percent,
+        "rate": privacy_text.rate,
+        "rate_name": privacy_text.rate_name,
         "ratio": _ratio,
         "readable": _readable,
         "value": _value,
@@ -88,6 +93,7 @@ def _environment() -> Any:
         "condition_status": text.condition_status,
         "gate_status": text.gate_status,
         "interval": _interval,
+        "privacy_lines": privacy_text.privacy_lines,
         "tone": _tone,
         "style": Markup(loader.get_source(environment, "report.css")[0]),  # noqa: S704 - our own file
     }
@@ -142,7 +148,7 @@ def _scores(report: Report) -> list[tuple[str, Any, str]]:
     return [
         ("Evasion", scores.evasion, "of 100 samples withstand every attack under every threat model"),
         ("Corruption", scores.corruption, "of 100: mean accuracy under common corruptions"),
-        ("Privacy", scores.privacy, "of 100: 1 minus the membership advantage"),
+        ("Privacy", scores.privacy, "of 100: 1 minus the highest membership advantage, at its upper limit"),
         ("Overall", scores.overall, "the weakest of the scores"),
     ]
 
@@ -167,6 +173,21 @@ def _chart(report: Report, threat: ThreatResult, index: int) -> Any:
         title=title,
         certified=threat.certified,
     )
+    return Markup(svg)  # noqa: S704 - drawn from numbers, its words escaped there
+
+
+def _roc(report: Report) -> Any:
+    from markupsafe import Markup
+
+    from .roc import roc_chart
+
+    section = report.privacy.membership if report.privacy is not None else None
+    curves = [attack for attack in section.attacks if attack.roc.fpr] if section is not None else []
+    if section is None or not curves:
+        return None
+    most = section.strongest
+    title = f"Membership attacks: the highest AUC is {text.number(most.auc.value)}, of {most.auc_by}"
+    svg = roc_chart(curves, name="roc", title=title)
     return Markup(svg)  # noqa: S704 - drawn from numbers, its words escaped there
 
 

@@ -7,7 +7,9 @@ from xml.etree import ElementTree  # only writes; what others wrote is never par
 from .corruption_parts import CorruptionResult, Corruptions, WorstResult
 from .model import Report
 from .parts import AttackResult, Condition, Diagnostic, ThreatResult
-from .text import attack_note, condition_status, count, estimate, number, plain, worst_first
+from .privacy_parts import Conformance, Privacy
+from .privacy_text import claim_line, limits, privacy_lines, rate, rate_name
+from .text import attack_note, condition_status, count, estimate, heading, number, plain, worst_first
 
 __all__ = ["junit"]
 
@@ -15,17 +17,20 @@ Element = ElementTree.Element
 
 
 def junit(report: Report) -> str:
-    """Write one suite for trust, one for the gate, one per threat model and one for corruptions.
+    """Write one suite for trust, gate, corruptions and privacy each, and one per threat model.
 
     A failure is a gate condition that is not met or was not measured; an error is what makes the report
     untrusted. Broken samples, warnings and failed checks that are not critical are measurements: they show
     in the output of their case and fail only through the gate, as the exit code does.
     """
     target = plain(report.target.name)
-    root = Element("testsuites", name=f"robustml stress test of {target}")
+    what = heading(report)
+    root = Element("testsuites", name=f"robustml {what[0].lower()}{what[1:]} {target}")
     suites = [_trust(report), *(_threat(threat) for threat in report.threats)]
     if report.corruptions is not None:
         suites.append(_corruptions(report.corruptions))
+    if report.privacy is not None:
+        suites.append(_privacy(report.privacy))
     if report.gate.conditions:
         suites.insert(1, _gate(report))
     for suite in suites:
@@ -112,6 +117,32 @@ def _corruptions(section: Corruptions) -> Element:
         else:
             _output(case, f"accuracy {estimate(part.accuracy)}{f'; {part.reason}' if part.reason else ''}")
     return suite
+
+
+def _privacy(section: Privacy) -> Element:
+    suite = Element("testsuite", name="privacy")
+    for name, line in privacy_lines(section):
+        if name not in {"Membership", "Loop", "Conformance", "Note"}:
+            _output(_case(suite, name, "privacy"), line)
+    for attack in section.membership.attacks if section.membership is not None else []:
+        rates = "; ".join(f"{rate_name(figure.fpr)} {rate(figure)}" for figure in attack.tpr)
+        found = f"AUC {limits(attack.auc)}, advantage {limits(attack.advantage)}; {rates}"
+        _output(_case(suite, attack.attack, "membership"), found)
+    for what, test in (("loop", section.loop), ("run", section.conformance)):
+        if test is not None:
+            _conformance(suite, what, test)
+    for part in section.undone:
+        _result(_case(suite, part.part, "undone"), "error" if part.asked else "skipped", part.reason)
+    return suite
+
+
+def _conformance(suite: Element, what: str, test: Conformance) -> None:
+    for check in test.checks:
+        case = _case(suite, f"{what}: {check.name}", "conformance")
+        if not check.passed:
+            _result(case, "error", f"{check.fault}; p = {check.p_value:.2g}; {claim_line(test)}")
+        else:
+            _output(case, f"p = {check.p_value:.2g}{f'; {check.reason}' if check.reason else ''}")
 
 
 def _diagnostic(suite: Element, diagnostic: Diagnostic) -> None:

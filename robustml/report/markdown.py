@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from .model import Report
 from .parts import ThreatResult
+from .privacy_text import privacy_lines
 from .text import (
     asked,
     attack_note,
@@ -17,6 +18,7 @@ from .text import (
     diagnostics_worst_first,
     estimate,
     gate_status,
+    heading,
     number,
     per_sample,
     percent,
@@ -29,7 +31,7 @@ __all__ = ["summary"]
 
 _LINES = 60
 # So many rows at most; the table of attacks has what is left of the lines, if that is less.
-_REASONS, _CONDITIONS, _THREATS, _ATTACKS, _CHECKS = 3, 6, 5, 10, 4
+_REASONS, _CONDITIONS, _THREATS, _ATTACKS, _CHECKS, _LEAKS = 3, 6, 5, 10, 4, 6
 _FEWEST = 2
 _LONGEST = 300
 _SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
@@ -38,13 +40,13 @@ _OPENS_BLOCK = re.compile(r"^([-+#=]|\d+(?=[.)]))")
 
 def summary(report: Report) -> str:
     """Write the text: trust, verdict, gate, scores, attacks and failed diagnostics, in at most 60 lines."""
-    lines = [f"# Stress test of {_escaped(report.target.name)}", ""]
+    lines = [f"# {heading(report)} {_escaped(report.target.name)}", ""]
     if not report.trusted:
         reasons = [_escaped(reason) for reason in report.distrust] or ["no reason was recorded"]
         lines += ["**NOT TRUSTED**: the figures below must not be relied on.", ""]
         lines += [*_cut((f"- {reason}" for reason in reasons), _REASONS, "- and {} more reasons"), ""]
     lines += [_escaped(report.verdict), "", *_asked(report), *_gate(report), *_scores(report)]
-    lines += [*_certified(report), *_corruptions(report)]
+    lines += [*_certified(report), *_corruptions(report), *_privacy(report)]
     checks = _checks(report)
     attacks = _attacks(report, _LINES - len(lines) - len(checks) - 1)
     lines += [
@@ -165,6 +167,13 @@ def _corruptions(report: Report) -> list[str]:
     if report.corruptions is None:
         return []
     return [f"Corruptions: {_escaped(corruption_line(report.corruptions))}", ""]
+
+
+def _privacy(report: Report) -> list[str]:
+    if report.privacy is None:
+        return []
+    rows = [f"- {name}: {_escaped(line)}" for name, line in privacy_lines(report.privacy, short=True)]
+    return ["## Privacy", "", *_cut(rows, _LEAKS, "- and {} more"), ""]
 
 
 def _checks(report: Report) -> list[str]:

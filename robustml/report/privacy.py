@@ -10,7 +10,7 @@ from ..errors import InputError
 from ..files import write_atomic
 from ..schema import validated
 from .parts import Score
-from .privacy_parts import Accounted, AuditedEpsilon, Privacy
+from .privacy_parts import Accounted, AuditedEpsilon, Conformance, Privacy
 
 __all__ = ["keep_privacy", "pair_of", "privacy_doubts", "privacy_of", "privacy_score", "settled"]
 
@@ -77,9 +77,8 @@ def privacy_score(privacy: Privacy | None) -> Score | None:
 
 
 def _headline(found: Privacy) -> AuditedEpsilon | None:
-    """The highest of the audits that assume nothing; of those that resolve nothing, the sharpest."""
-    sure = [audit for audit in found.audits if audit.assumes is None]
-    return max(sure, key=lambda audit: (audit.epsilon or 0.0, audit.cap), default=None)
+    """The first of the audits that assume nothing: the choice does not depend on what they found."""
+    return next((audit for audit in found.audits if audit.assumes is None), None)
 
 
 def pair_of(accounted: Accounted | None, audited: AuditedEpsilon | None) -> str:
@@ -87,31 +86,25 @@ def pair_of(accounted: Accounted | None, audited: AuditedEpsilon | None) -> str:
     if audited is None:
         return f"{_above(accounted)}; from below: not audited"
     upper = audited.accounted
-    if upper is None and accounted is not None:
-        upper = accounted.epsilon
-    with_what = (
-        f"{audited.canaries:,} canaries, {audited.runs:,} model{'s' if audited.runs != 1 else ''} "
-        f"({audited.method})"
-    )
+    models = f"{audited.runs:,} model{'s' if audited.runs != 1 else ''}"
     ends = (
         "not resolvable" if audited.epsilon is None else f"{audited.epsilon:.2f}",
-        "no bound accounted" if upper is None else f"{upper:.2f}",
+        "no bound)" if upper is None else f"{upper:.2f}]",
     )
-    bracket = ")" if upper is None else "]"
     line = (
-        f"epsilon in [{', '.join(ends)}{bracket} at delta {audited.delta:g}, "
-        f"{100 * audited.confidence:g} % confidence, {with_what}"
+        f"epsilon in [{', '.join(ends)} at delta {audited.delta:g}, {100 * audited.confidence:g} % "
+        f"confidence, {audited.canaries:,} canaries, {models} ({audited.method})"
     )
     if audited.epsilon is None and audited.reason:
         line += f"; from below: {audited.reason}"
-    if accounted is not None and _differs(accounted.epsilon, audited.accounted):
-        line += f"; that is a run by the recipe: of the model, {_above(accounted)}, which nothing was held to"
+    if accounted is None or _differs(accounted.epsilon, upper):
+        line = f"of the model: {_above(accounted)}; of a run by the recipe: {line}"
     return line
 
 
 def _above(accounted: Accounted | None) -> str:
     if accounted is None:
-        return "no epsilon is accounted for (training does not claim to be private)"
+        return "no epsilon is accounted for (it does not claim to be private)"
     if accounted.epsilon is None:
         return "no epsilon holds (no noise was added)"
     return (
@@ -122,7 +115,7 @@ def _above(accounted: Accounted | None) -> str:
 
 def _differs(one: float | None, other: float | None) -> bool:
     if one is None or other is None:
-        return False
+        return one is not other
     return abs(one - other) > _SAME * max(one, other)
 
 
@@ -131,6 +124,11 @@ def _notes(found: Privacy) -> Iterator[str]:
         yield (
             f"noise and sampling came from {found.accounted.randomness}: epsilon holds only against those "
             "who do not know it"
+        )
+    if found.accounted is None and found.rerun is not None:
+        yield (
+            "the recipe is private, but the model does not claim to be: unless this recipe trained it, "
+            "figures of models that the audit trained are about other models"
         )
     section = found.membership
     if section is not None and section.control is not None:
@@ -142,17 +140,25 @@ def _notes(found: Privacy) -> Iterator[str]:
             )
     if section is not None and section.duplicates:
         yield f"{section.duplicates:,} non-members equal a member and were left out"
-    blind = [check for check in found.conformance.checks if check.reason] if found.conformance else []
-    if blind:
-        yield "the conformance test could hardly have failed on: " + ", ".join(check.name for check in blind)
+    for test, what in _tests(found):
+        blind = [check.name for check in test.checks if check.reason]
+        if blind:
+            yield f"the conformance test of {what} could hardly have failed on: {', '.join(blind)}"
+
+
+def _tests(found: Privacy) -> Iterator[tuple[Conformance, str]]:
+    if found.loop is not None:
+        yield found.loop, "the training loop"
+    if found.conformance is not None:
+        yield found.conformance, "the run by the recipe"
 
 
 def _doubts(found: Privacy) -> Iterator[str]:
-    test = found.conformance
-    if test is not None and not test.passed:
+    for test, what in _tests(found):
         failed = [check for check in test.checks if not check.passed]
-        faults = "; ".join(f"{check.name}: {check.fault}, p = {check.p_value:.2g}" for check in failed)
-        yield f"the conformance test failed ({faults}), so the accounted epsilon does not hold"
+        if failed or not test.passed:
+            faults = "; ".join(f"{check.name}: {check.fault}, p = {check.p_value:.2g}" for check in failed)
+            yield f"the conformance test of {what} failed ({faults}): the accounted epsilon does not hold"
     for audit in found.audits:
         beyond = audit.epsilon is not None and audit.accounted is not None
         if beyond and audit.assumes is None and (audit.epsilon or 0.0) > (audit.accounted or 0.0) + _SLACK:

@@ -83,12 +83,11 @@ def _rate(rate: RateAt | None, otherwise: str) -> Figure:
 def _accounted(privacy: Privacy) -> Figure:
     claim = privacy.accounted
     if claim is None:
-        return Figure(None, None, "no epsilon is accounted for: training was not private")
+        return Figure(None, None, "the model does not claim to be private, so no epsilon is accounted for")
     if claim.epsilon is None:
         return Figure(None, None, "no epsilon holds: no noise was added")
-    audited = privacy.audited.epsilon if privacy.audited is not None else None
     said = f"{claim.epsilon:.3g} is accounted for at delta {claim.delta:g}"
-    return Figure(audited or 0.0, claim.epsilon, said=said)
+    return Figure(0.0, claim.epsilon, said=said)
 
 
 def _audited(privacy: Privacy) -> Figure:

@@ -232,14 +232,19 @@ class Privacy(Frozen):
     confidence: float = Field(gt=0, lt=1)
     seconds: Positive
     accounted: Accounted | None
-    """Of the model, or of a run by the recipe where the model says nothing of itself; None where neither is
-    private."""
+    """What the model claims of itself; None where it claims nothing."""
+    rerun: Accounted | None
+    """Of a run by the recipe with canaries in its data, which is what epsilon was audited on."""
     audited: AuditedEpsilon | None
-    """The highest of the audits that assume nothing; each has its share of the risk."""
+    """The first of the audits that assume nothing but fair coins."""
     pair: str
     """Both in one sentence."""
     audits: list[AuditedEpsilon]
+    loop: Conformance | None
+    """Of the training loop with the recipe's objective: few samples, little noise and many draws, so that
+    every fault that its checks are made for would be found."""
     conformance: Conformance | None
+    """Of a whole run by the recipe, the one that epsilon was audited on."""
     membership: Membership | None
     inversion: Inversion | None
     attribute: Attribute | None

@@ -14,6 +14,8 @@ from rich.text import Text
 
 from .model import Report
 from .parts import Score, ThreatResult
+from .privacy_parts import Privacy
+from .privacy_text import attack_cells, privacy_lines, rate_name
 from .text import (
     asked,
     attack_note,
@@ -59,6 +61,8 @@ def card(report: Report) -> RenderableType:
         blocks.extend(_attacks(threat) for threat in report.threats)
     if report.corruptions is not None:
         blocks.append(_line(_heading("Corruptions: "), plain(corruption_line(report.corruptions))))
+    if report.privacy is not None:
+        blocks.append(_privacy(report.privacy))
     blocks.extend(_diagnostics(report))
     blocks.extend(_gate(report))
     return Constrain(Group(*_spaced(blocks)), WIDTH)
@@ -105,7 +109,7 @@ def _subject(report: Report) -> RenderableType:
     threats = ", ".join(plain(threat.name) for threat in report.threats) or "none"
     lines = {
         "Target": f"{plain(target.name)}: {plain(target.model.name)} on {plain(target.data.name)}",
-        "Threats": threats,
+        **({"Threats": threats} if report.threats else {}),
         **{name: plain(line) for name, line in asked(report).items()},
         "Run": f"suite {plain(report.suite)}, {samples} samples, seed {report.seed}, {report.seconds:,.1f} s",
     }
@@ -178,6 +182,18 @@ def _attacks(threat: ThreatResult) -> RenderableType:
             notes.append(_line(f"{plain(attack.id)}: {plain(note)}", indent=2))
     heading = f"Attacks under {plain(threat.name)}; each saw the survivors of those before it"
     return Group(_heading(heading), table, *notes)
+
+
+def _privacy(section: Privacy) -> RenderableType:
+    parts: list[RenderableType] = [_heading("Privacy: what training gave away")]
+    if section.membership is not None and section.membership.attacks:
+        rates = [rate_name(figure.fpr) for figure in section.membership.attacks[0].tpr][:1]
+        table = _table("attack", "AUC", "advantage", *rates)
+        for name, cells in attack_cells(section.membership):
+            table.add_row(Text(plain(name)), *(Text(plain(cell)) for cell in cells[: 2 + len(rates)]))
+        parts.append(table)
+    lines = (_line(f"{name}: {plain(line)}", indent=2) for name, line in privacy_lines(section))
+    return Group(*parts, *lines)
 
 
 def _diagnostics(report: Report) -> Iterator[RenderableType]:

@@ -22,6 +22,7 @@ __all__ = [
     "diagnostics_worst_first",
     "estimate",
     "gate_status",
+    "heading",
     "number",
     "per_sample",
     "percent",
@@ -117,6 +118,11 @@ def diagnostics_worst_first(threats: Iterable[ThreatResult]) -> list[tuple[Threa
     order = ("fail", "warn", "skipped", "pass")
     found = [(threat, diagnostic) for threat in threats for diagnostic in threat.diagnostics]
     return sorted(found, key=lambda pair: (order.index(pair[1].status), not pair[1].critical))
+
+
+def heading(report: Report) -> str:
+    """What the report is, up to the name of the target."""
+    return "Privacy audit of" if report.privacy is not None and not report.threats else "Stress test of"
 
 
 def asked(report: Report) -> dict[str, str]:

@@ -1,0 +1,102 @@
+"""The parts of an audit that train models by the recipe: the loop, its run with canaries, the ladder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import InputError
+from ..report.privacy_parts import Undone
+from .converting import accounted_of, audited_of, conformance_of, ladder_of
+from .job import Job
+from .ladder import ladder
+from .phantoms import audit_training
+from .steps import Fields
+
+__all__ = ["loop", "phantoms", "rungs"]
+
+_PHANTOMS = 1000
+_GAUSSIAN = "that training is a Gaussian mechanism, with a trade-off to match"
+
+
+def _objective(job: Job) -> dict[str, Any]:
+    return {name: job.training[name] for name in ("objective", "terms")}
+
+
+def _settings(job: Job) -> dict[str, Any]:
+    """What the recipe gives `harden` beside privacy, objective and what decides which epoch is kept."""
+    hidden = {"privacy", "objective", "terms", "keep", "patience"}
+    return {name: value for name, value in job.training.items() if name not in hidden}
+
+
+def loop(job: Job) -> Fields:
+    """The conformance test of the training loop with the recipe's objective: short, and with sharp eyes."""
+    job.say("conformance test of the training loop")
+    found = audit_training(
+        _fresh(job), (job.members.x, job.members.y), seed=job.seed, device=job.device, **_objective(job)
+    )
+    return {"loop": conformance_of(found.conformance)}
+
+
+def phantoms(job: Job) -> Fields:
+    """A run by the recipe with phantom canaries among its samples: epsilon from below, and conformance."""
+    privacy = job.privacy
+    assert privacy is not None
+    canaries = _PHANTOMS if job.table.canaries is None else job.table.canaries
+    job.say(f"a run by the recipe with {canaries} phantom canaries")
+    members = job.members
+    found = audit_training(
+        _fresh(job),
+        (members.x, members.y),
+        privacy=privacy,
+        canaries=canaries,
+        samples=None,
+        seed=job.seed,
+        device=job.device,
+        **_objective(job),
+        **_settings(job),
+    )
+    claim = accounted_of(found.accounted.to_dict(), "the run by the recipe, canaries included")
+    bounds = [
+        audited_of(
+            found.epsilon, runs=1, method="phantom canaries, one run, white box", accounted=claim.epsilon
+        ),
+        audited_of(
+            found.gaussian,
+            runs=1,
+            method="phantom canaries, one run, white box, by f-DP",
+            accounted=claim.epsilon,
+            assumes=_GAUSSIAN,
+        ),
+    ]
+    return {"rerun": claim, "audits": bounds, "conformance": conformance_of(found.conformance)}
+
+
+def rungs(job: Job) -> Fields:
+    """The ladder: plain, clipped, clipped and noised."""
+    privacy = job.privacy
+    assert privacy is not None
+    job.say("the ladder: three models by the recipe, private, clipped and plain")
+    try:
+        found = ladder(
+            job.build,
+            job.members,
+            job.non_members,
+            privacy=privacy,
+            seed=job.seed,
+            device=job.device,
+            confidence=job.confidence,
+            **_objective(job),
+            **_settings(job),
+        )
+    except InputError as error:
+        return {"undone": [Undone(part="ladder", reason=str(error), asked=True)]}
+    return {"ladder": ladder_of(found, job.confidence)}
+
+
+def _fresh(job: Job) -> Any:
+    import torch
+
+    from ..sampling import seeded
+
+    with seeded(torch.device("cpu"), job.seed, "audit"):
+        return job.build()
