@@ -57,11 +57,18 @@ class Asked:
         return torch.cat(parts) if parts else torch.empty(0, self.width, dtype=torch.float64)
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """Probabilities float64 (n, width); of a model that gives labels only, 1 for the label."""
+        """Probabilities float64 (n, width); of a model that gives labels only, 1 for the label.
+
+        A rejection is an answer without scores, and the scores of what is not rejected know of none.
+        """
         logits = self.logits(x)
+        said = torch.nn.functional.one_hot(logits.argmax(1), self.width).double()
         if self.labels_only:
-            return torch.nn.functional.one_hot(logits.argmax(1), self.width).double()
-        return logits.softmax(1)
+            return said
+        if not self.model.rejects:
+            return logits.softmax(1)
+        scores = torch.nn.functional.pad(logits[:, :-1].softmax(1), (0, 1))
+        return torch.where(said[:, -1:] > 0, said, scores)
 
     def labels(self, x: Tensor) -> Tensor:
         """What it answers, int64 (n,); a rejection is the number of classes."""

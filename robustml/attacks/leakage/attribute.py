@@ -220,20 +220,29 @@ def _by_candidates(
         right = (int(hits.sum()) + 1) / (len(hits) + 2)
     guesses = []
     for data, prior in zip(records, plain, strict=True):
-        support = np.empty_like(prior)
-        for code in range(len(attribute.values)):
-            total = np.zeros(len(data))
-            stands = attribute.candidates[code]
-            for value in stands:
-                said = target.probabilities(torch.from_numpy(attribute.put(data.x, value))).numpy()
-                chance = said[np.arange(len(data)), data.y]
-                if target.labels_only:
-                    others = max(target.model.classes - 1, 1)
-                    chance = np.where(chance > 0, right, (1 - right) / others)
-                total += chance
-            support[:, code] = total / len(stands)
+        support = _support(target, attribute, data, right)
         guesses.append((np.log(np.maximum(support, _FLOOR)) + np.log(np.maximum(prior, _FLOOR))).argmax(1))
     return guesses
+
+
+def _support(target: Asked, attribute: Attribute, data: Dataset, right: float) -> Array:
+    """What the model thinks of the true label with each value of the attribute: (n, values).
+
+    A rejected candidate says nothing, and counts as what the others of the record come to.
+    """
+    sums, counts = (np.zeros((len(data), len(attribute.values))) for _ in range(2))
+    for code, stands in enumerate(attribute.candidates):
+        for value in stands:
+            said = target.probabilities(torch.from_numpy(attribute.put(data.x, value))).numpy()
+            chance = said[np.arange(len(data)), data.y]
+            if target.labels_only:
+                chance = np.where(chance > 0, right, (1 - right) / (target.model.classes - 1))
+            answered = said[:, : target.model.classes].any(1)
+            sums[:, code] += np.where(answered, chance, 0)
+            counts[:, code] += answered
+    overall = sums.sum(1) / np.maximum(counts.sum(1), 1)
+    found: Array = np.where(counts > 0, sums / np.maximum(counts, 1), overall[:, None])
+    return found
 
 
 def _by_art(

@@ -16,6 +16,8 @@ from robustml.attacks.leakage.attributes import attribute_of
 from robustml.classifier import BlackBox, Classifier
 from robustml.errors import InputError
 from robustml.estimates import clopper_pearson, paired_difference
+from robustml.guarded import Guarded
+from robustml.guards import Guard
 from robustml.inputs import InputSpec
 from robustml.targets import load_target
 
@@ -98,6 +100,21 @@ def test_candidates_are_weighed_with_what_the_model_thinks_of_the_label(outputs:
     for side in (found.members, found.non_members):
         assert side.attack.low < 0.9 < side.attack.high
         assert side.gain.value == 0  # the label is known to the baseline as well
+
+
+def test_a_rejected_candidate_says_nothing() -> None:
+    class Shy(Guard):
+        name = "shy"
+        rejects = True
+
+        def score(self, x: torch.Tensor, model: object) -> torch.Tensor:
+            return x[:, 5] - 0.5  # never answers about one of the two values
+
+    model = Guarded(_model(lambda x: np.stack([x[:, 0], x[:, 1]], 1)), [Shy()])
+    found = attribute_test(model, MEMBERS, OTHERS, feature="secret", method="candidates")
+    assert found.members.attack == found.members.baseline
+    # That it rejects the record itself says it all.
+    assert attribute_test(model, MEMBERS, OTHERS, feature="secret").members.attack.value > 0.99
 
 
 def test_false_alarms_of_the_excess_are_rare() -> None:

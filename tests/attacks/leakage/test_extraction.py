@@ -13,6 +13,8 @@ from robustml.attacks.leakage import extraction_test, steal
 from robustml.classifier import BlackBox, Classifier
 from robustml.errors import InputError
 from robustml.estimates import clopper_pearson
+from robustml.guarded import Guarded
+from robustml.guards import Guard
 from robustml.inputs import InputSpec
 from robustml.threats import L2, Linf
 
@@ -185,6 +187,37 @@ def test_nothing_is_left_changed_and_a_seed_decides() -> None:
     assert model.training
     assert model.fingerprint() == before
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+class _Limit(Guard):
+    """Rejects inputs whose first feature is high."""
+
+    name = "limit"
+    rejects = True
+
+    def score(self, x: torch.Tensor, model: object) -> torch.Tensor:
+        return x[:, 0] - 0.8
+
+
+def test_rejections_are_answers_that_a_copy_learns() -> None:
+    linear = BlackBox(Service(), inputs=SPEC, classes=3)
+    model = Guarded(linear, [_Limit()])
+    held = _points(1000, 1)
+    stolen = steal(model, _points(500, 0), 500)
+    rejected = _points(500, 0)[stolen.rows, 0] > 0.8
+    assert stolen.answers.shape == (500, 4)
+    assert (stolen.answers[rejected] == torch.tensor([0.0, 0.0, 0.0, 1.0])).all()
+    # Where it is not rejected, scores are those of the classes and say nothing of how near a rejection is.
+    np.testing.assert_allclose(
+        stolen.answers[~rejected, :3].numpy(),
+        Service()(_points(500, 0)[stolen.rows])[~rejected],
+        atol=1e-6,
+    )
+    assert (stolen.answers[~rejected, 3] == 0).all()
+    found = extraction_test(model, _points(500, 0), (held, _labels(held)), budgets=(500,))
+    assert found.target.count == int((held[:, 0] <= 0.8).sum())
+    assert found.points[0].fidelity.low > 0.9
+    assert found.points[0].on_mistakes.low > 0.75  # rejections count as mistakes on clean data
 
 
 def test_a_substitute_of_ones_own() -> None:
