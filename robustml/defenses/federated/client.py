@@ -8,7 +8,7 @@ import functools
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Any
 
 import torch
@@ -155,6 +155,7 @@ def _noise(epsilon: float, delta: float, rate: float, steps: int) -> float:
     return noise_for(Ledger(), epsilon=epsilon, delta=delta, rate=rate, steps=steps)
 
 
+@dataclass(frozen=True)
 class Proximal(Term):
     """Half the squared distance of the weights to those that the round began with (Li et al. 2020).
 
@@ -164,14 +165,17 @@ class Proximal(Term):
     """
 
     name = "proximal"
+    weight: float
+    start: InitVar[Sequence[Tensor]]
 
-    def __init__(self, weight: float, start: Sequence[Tensor]) -> None:
-        self.weight = weight
-        self._start = start
+    def __post_init__(self, start: Sequence[Tensor]) -> None:
+        # Not a field: those are written into the provenance.
+        object.__setattr__(self, "_start", tuple(start))
 
     def penalty(self, module: nn.Module) -> Tensor:
         """See `Term.penalty`."""
-        pairs = zip(module.parameters(), self._start, strict=True)
+        start: tuple[Tensor, ...] = vars(self)["_start"]
+        pairs = zip(module.parameters(), start, strict=True)
         distances = [(now - start.to(now.device)).square().sum() for now, start in pairs if now.requires_grad]
         return torch.stack(distances).sum() / 2
 

@@ -18,7 +18,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from ...classifier import Classifier
-from ...errors import RunError, brief
+from ...errors import InputError, RunError, brief
 from ...files import write_atomic, writing
 from ...threats import Threat
 from ...wrapping import pick_device
@@ -105,8 +105,14 @@ class Server:
             self._tell(entry)
         self.model.module.load_state_dict(self.best)
         if not any(entry.moved for entry in self.history):
-            reason = next((entry.note for entry in self.history if entry.note), "no round was run")
-            raise RunError(f"no round changed the model: {reason}")
+            raise RunError(f"no round changed the model: {self._why()}")
+
+    def _why(self) -> str:
+        """The first things that went wrong."""
+        notes = [entry.note for entry in self.history if entry.note]
+        told = [client for entry in self.history for client in entry.clients if "error" in client]
+        said = [f"client {client['client']} says {client['error']}" for client in told]
+        return "; ".join([*notes[:1], *said[:1]]) or "no round was run"
 
     def _round(self, grid: Any, number: int) -> Round:
         begun = time.perf_counter()
@@ -195,6 +201,8 @@ class Server:
         stored = checkpoint.load(path)
         checkpoint.same_plan(stored.plan, self.plan, path)
         self.history = [Round.from_dict(facts) for facts in stored.facts["history"]]
+        if len(self.history) > self.rounds + 1:
+            raise InputError(f"{str(path)!r} has {len(self.history) - 1} rounds already; rounds={self.rounds}")
         self.chosen = stored.facts["chosen"]
         for name, value in stored.tensors.items():
             head, _, key = name.partition(".")

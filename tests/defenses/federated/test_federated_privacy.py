@@ -1,0 +1,154 @@
+"""Sample-level privacy in a federation: one ledger per client, over rounds and restarts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from flwr.app import ConfigRecord, Context, RecordDict
+
+import robustml as rml
+from robustml.defenses.federated.apps import client_app, ledger_of
+from robustml.defenses.federated.client import Client
+from robustml.defenses.federated.grid import InProcessGrid, identified
+from robustml.defenses.federated.runtimes import serve
+from robustml.defenses.federated.server import Server
+from robustml.defenses.privacy import DifferentialPrivacy, Ledger
+from robustml.defenses.training import PGD
+
+from .small import data, figures, net, run, same
+from .test_federate import _dataset
+
+NOISY = DifferentialPrivacy(noise_multiplier=1.0, seed=1, mode="functional")
+
+
+def test_the_ledger_of_five_rounds_is_that_of_one_run_of_them_all() -> None:
+    done = run(rounds=5, privacy=NOISY, given=[data(128), data(160, seed=1)])
+    # 128 samples in batches of 32: four steps a round at a rate of 1/4; 160: five steps at 1/5.
+    expected = {
+        "0": Ledger([(1.0, 0.25, 20)]).spent(1e-5).epsilon,
+        "1": Ledger([(1.0, 0.2, 25)]).spent(1e-5).epsilon,
+    }
+    spent = done.privacy["samples"]
+    assert spent["by_client"] == pytest.approx(expected, rel=1e-9)
+    assert spent["epsilon"] == max(expected.values())
+    once = Ledger([(1.0, 0.25, 4)]).spent(1e-5).epsilon
+    assert spent["epsilon"] > 1.5 * once
+    assert [entry.clients[0]["epsilon"] for entry in done.history[1:]] == sorted(
+        entry.clients[0]["epsilon"] for entry in done.history[1:]
+    )
+
+
+def test_the_example_of_the_literature() -> None:
+    """Five rounds of what costs 5.44 each cost 9.23 together, not 5.44 for ever."""
+    one = Ledger([(0.692, 256 / 4000, 16)])
+    five = Ledger([entry for _ in range(5) for entry in one.history])
+    assert five.steps == 80
+    assert five.spent(1e-5).epsilon > 1.4 * one.spent(1e-5).epsilon
+
+
+def test_killing_and_resuming_keeps_the_ledger(tmp_path) -> None:
+    options = {"privacy": NOISY, "partition": "dirichlet:2"}
+    whole = run(rounds=4, **options)
+    run(rounds=2, out=tmp_path / "run", **options)
+    rest = run(rounds=4, out=tmp_path / "run", resume=True, **options)
+    assert rest.privacy == whole.privacy
+    assert same(rest.model, whole.model)
+    assert figures(rest.history) == figures(whole.history)
+
+
+def test_an_epsilon_lasts_for_all_rounds_and_no_longer() -> None:
+    budget = DifferentialPrivacy(3.0, seed=2, mode="functional")
+    parts = [data(96), data(64, seed=1)]
+    done = run(rounds=3, privacy=budget, given=parts)
+    spent = done.privacy["samples"]["by_client"]
+    assert all(2.9 < value <= 3.0 for value in spent.values())
+    # A server that goes on is left alone.
+    clients = [
+        Client(net(), _dataset(part), settings={"batch_size": 32}, privacy=budget, rounds=2) for part in parts
+    ]
+    server = Server(net(), _mean(), 4)
+    serve(server, clients, {}, "in-process")
+    assert [len([c for c in entry.clients if "error" in c]) for entry in server.history] == [0, 0, 0, 2, 2]
+    assert "leaves no room" in server.history[3].clients[0]["error"]
+    assert [entry.moved for entry in server.history] == [False, True, True, False, False]
+
+
+def _mean():
+    from robustml.defenses.federated import Guarded, aggregation
+
+    return Guarded(aggregation("mean"))
+
+
+def test_clients_and_rounds_have_noise_of_their_own() -> None:
+    client = Client(net(), _dataset(data(64)), settings={"batch_size": 32}, privacy=NOISY)
+    seeds = {
+        client._private(NOISY, {"batch_size": 32, "epochs": 1}, round_, partition, None).seed
+        for round_ in range(1, 5)
+        for partition in range(5)
+    }
+    assert len(seeds) == 20
+    system = DifferentialPrivacy(noise_multiplier=1.0)
+    assert client._private(system, {"batch_size": 32, "epochs": 1}, 1, 1, None).seed is None
+
+
+def test_what_is_not_protected_is_not_told() -> None:
+    done = run(rounds=1, privacy=NOISY)
+    assert {key for client in done.history[1].clients for key in client} == {
+        "client",
+        "num-examples",
+        "epsilon",
+        "delta",
+    }
+    assert done.history[1].loss is None
+    assert done.provenance["clients"] is None
+    assert done.provenance["spent"]["samples"]["epsilon"] == done.privacy["samples"]["epsilon"]
+
+
+def test_a_file_keeps_what_was_spent_in_other_runs(tmp_path) -> None:
+    path = tmp_path / "ledger.json"
+    client = Client(net(), _dataset(data(64)), settings={"batch_size": 32}, privacy=NOISY)
+    app = client_app(client, ledger=lambda context: path)
+    for _ in range(2):
+        server = Server(net(), _mean(), 2)
+        with identified():
+            server.run(InProcessGrid([app]))
+    # Two runs of two rounds of two steps.
+    assert Ledger.from_dict(json.loads(path.read_text())).history == [(1.0, 0.5, 8)]
+    path.write_text("{}")
+    server = Server(net(), _mean(), 1)
+    with identified(), pytest.raises(rml.RunError, match="is not a ledger|not what a ledger writes"):
+        server.run(InProcessGrid([app]))
+
+
+def test_a_context_without_a_ledger_has_spent_nothing() -> None:
+    context = Context(run_id=1, node_id=2, node_config={}, state=RecordDict(), run_config={})
+    assert ledger_of(context).history == []
+    context.state["ledger"] = ConfigRecord({"json": '{"history": [[1.0, 0.5, 3]]}', "mode": "each"})
+    assert ledger_of(context).steps == 3
+
+
+def test_adversarial_private_and_robust_in_one_call() -> None:
+    def reversed_(honest):
+        def app(message, context):
+            reply = honest(message, context)
+            start = message.content["arrays"].to_torch_state_dict()
+            state = reply.content["arrays"].to_torch_state_dict()
+            kind = type(reply.content["arrays"])
+            reply.content["arrays"] = kind({key: start[key] - 4 * (state[key] - start[key]) for key in start})
+            return reply
+
+        return app
+
+    done = run(
+        rounds=4,
+        objective=PGD(rml.Linf(0.05), steps=2),
+        privacy=DifferentialPrivacy(noise_multiplier=0.6, seed=3, mode="functional"),
+        aggregation="trimmed-mean",
+        hostile={3: reversed_},
+        learning_rate=0.5,
+    )
+    assert done.history[-1].robust is not None
+    assert done.history[-1].clean > done.history[0].clean
+    assert done.privacy["samples"]["epsilon"] > 0
+    assert done.provenance["hostile"].keys() == {"3"}
