@@ -62,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     target = rml.harden(net, members, seed=args.seed + 100, **training).model
 
     # %%
-    # With answers alone, the attacker can say that a sample is a member if the model is sure of its label. That
-    # mostly says which samples are easy.
+    # With answers alone, the attacker can say that a sample is a member if the model is sure of its label.
+    # That mostly says which samples are easy.
     print("without reference models")
     show(audit_membership(target, members, others, seed=args.seed))
 
