@@ -47,7 +47,9 @@ class AttributeInference:
 
     A gain on non-members is what the model says about everybody: it tells of the feature because the feature
     matters to it. Only the `excess`, the gain on members beyond that on non-members, comes from having been
-    trained on. High accuracy alone is no leak: the baseline has it without the model.
+    trained on. High accuracy alone is no leak: the baseline has it without the model. An excess without a
+    gain on members is a model that misleads about others: it is overfitted, which membership inference shows,
+    and has told nobody more of a member.
 
     Attributes:
         feature: Its name.
