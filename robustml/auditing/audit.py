@@ -120,12 +120,16 @@ def parts_of(job: Job) -> Iterator[tuple[str, Step]]:
     leaks: dict[str, Step] = {"inversion": steps.inversion, "extraction": steps.extraction}
     for leak in table.leakage:
         yield leak, leaks[leak]
-    if job.privacy is None:
+    if job.recipe is None:
         return
-    yield "loop", retraining.loop
+    private = job.privacy is not None
+    if private:
+        yield "loop", retraining.loop
     if table.canaries != 0:
-        yield "phantoms", retraining.phantoms
-    yield "ladder", retraining.rungs
+        yield from [("phantoms", retraining.phantoms)] if private else []
+        yield "canaries", retraining.canaries
+    if private:
+        yield "ladder", retraining.rungs
 
 
 def gathered(job: Job, findings: list[Finding]) -> Privacy:

@@ -6,15 +6,17 @@ from typing import Any
 
 from ..errors import InputError
 from ..report.privacy_parts import Undone
+from .canaries import audit_with_canaries
 from .converting import accounted_of, audited_of, conformance_of, ladder_of
 from .job import Job
 from .ladder import ladder
 from .phantoms import audit_training
 from .steps import Fields
 
-__all__ = ["loop", "phantoms", "rungs"]
+__all__ = ["canaries", "loop", "phantoms", "rungs"]
 
-_PHANTOMS = 1000
+_PHANTOMS, _CANARIES = 1000, 500
+_SHARE = 3  # of this many samples, at most one becomes a mislabelled canary
 _GAUSSIAN = "that training is a Gaussian mechanism, with a trade-off to match"
 
 
@@ -69,6 +71,28 @@ def phantoms(job: Job) -> Fields:
         ),
     ]
     return {"rerun": claim, "audits": bounds, "conformance": conformance_of(found.conformance)}
+
+
+def canaries(job: Job) -> Fields:
+    """A run by the recipe in which some samples have wrong labels: epsilon from below, by answers alone."""
+    wanted = _CANARIES if job.table.canaries is None else job.table.canaries
+    number = max(2, min(wanted, len(job.members) // _SHARE))
+    job.say(f"a run by the recipe with {number} mislabelled canaries")
+    found = audit_with_canaries(
+        _fresh(job),
+        (job.members.x, job.members.y),
+        canaries=number,
+        privacy=job.privacy,
+        delta=job.table.delta,
+        confidence=job.confidence,
+        seed=job.seed,
+        device=job.device,
+        **_objective(job),
+        **_settings(job),
+    )
+    method = "mislabelled canaries, one run, black box"
+    upper = None if found.accounted is None else found.accounted.epsilon
+    return {"audits": [audited_of(found.epsilon, runs=1, method=method, accounted=upper)]}
 
 
 def rungs(job: Job) -> Fields:

@@ -115,7 +115,8 @@ def _stressed(target: Target, out: Path, options: dict[str, Any]) -> Report:
         return Report.load(out)
     with display_for() as display:
         plan, folder = run_target(
-            target,
+            # What training gave away is the matter of an audit.
+            dataclasses.replace(target, privacy=None),
             out=out,
             device=options["device"],
             confidence=options["confidence"],

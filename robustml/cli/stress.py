@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +133,7 @@ def _stress(
     from ..runs import run_target, save_report
 
     report = None
+    deadline = None if time_budget is None else time.monotonic() + time_budget
     with stdout_for_results(), display_for() as display:
         try:
             plan, folder = run_target(
@@ -148,6 +150,7 @@ def _stress(
                 command=_command(name, target, options),
             )
             if shard.count == 1:
+                _audit(target, out, options, deadline)
                 report = save_report(plan, folder, target.data)
         except InputError:
             if display.begun and not resume:
@@ -168,6 +171,22 @@ def _stress(
     return _finish(report, out, options)
 
 
+def _audit(target: Target, out: Path, options: dict[str, Any], deadline: float | None = None) -> None:
+    """Do the part on privacy, where the target asks for one."""
+    from ..auditing.audit import audit_target
+
+    if target.privacy is not None:
+        audit_target(
+            target,
+            out=out,
+            device=options["device"],
+            confidence=options["confidence"],
+            resume=True,
+            say=note,
+            deadline=deadline,
+        )
+
+
 def _finish(report: Report, out: Path, options: dict[str, Any]) -> int:
     show_report(report, as_json=options["json"])
     where = f"report: {out / 'report.html'}"
@@ -179,7 +198,8 @@ def _finish(report: Report, out: Path, options: dict[str, Any]) -> int:
 
 
 def _merge(target: Target, options: dict[str, Any]) -> int:
-    from ..runs import merge_runs
+    from ..runs import merge_runs, save_report
+    from ..stress.folder import RunFolder
 
     if options["out"] is None:
         raise InputError("--merge needs --out, the folder to put the shards together in")
@@ -190,6 +210,11 @@ def _merge(target: Target, options: dict[str, Any]) -> int:
     out: Path = options["out"]
     with replacing(out, overwrite=options["overwrite"]), building(out) as unfinished:
         report = merge_runs(options["merge"], unfinished, target)
+        if target.privacy is not None:
+            with stdout_for_results():
+                _audit(target, unfinished, options)
+            folder, plan = RunFolder.open(unfinished)
+            report = save_report(plan, folder, target.data)
     return _finish(report, out, options)
 
 
@@ -236,6 +261,7 @@ def _dry_run(target: Target, options: dict[str, Any]) -> int:
             settings = ", ".join(f"{key}={value}" for key, value in stage.entry.options.items())
             detail = f"{stage.entry.use}({settings})"
         steps.append({"stage": stage.key, "detail": detail})
+    steps += [{"stage": f"privacy/{part}", "detail": ""} for part in _parts(target, options)]
     if options["json"]:
         write_json({"plan": plan.model_dump(mode="json", by_alias=True), "stages": steps})
         return 0
@@ -243,6 +269,17 @@ def _dry_run(target: Target, options: dict[str, Any]) -> int:
     emit(f"{plan.target}: {plan.samples} samples in {plan.chunks} chunks of {plan.chunk}, suite {suite}")
     emit(*(f"  {step['stage']:<28} {step['detail']}".rstrip() for step in steps))
     return 0
+
+
+def _parts(target: Target, options: dict[str, Any]) -> list[str]:
+    """The parts of the audit of privacy, if there is one."""
+    from ..auditing.audit import checked, parts_of
+    from ..auditing.job import Job
+
+    if target.privacy is None:
+        return []
+    job = checked(Job(target, Path(), options["device"], options["confidence"], note))
+    return [part for part, _ in parts_of(job)]
 
 
 def _shard(text: str | None) -> Shard:

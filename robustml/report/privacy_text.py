@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from .membership_parts import Limits, Membership, RateAt
 from .parts import Estimate
 from .privacy_parts import Attribute, Conformance, Extraction, Inversion, Ladder, Privacy
 
 __all__ = ["attack_cells", "claim_line", "limits", "privacy_lines", "rate", "rate_name", "short_rate"]
+
+
+Part = TypeVar("Part")
 
 
 def limits(figure: Limits | None) -> str:
@@ -49,17 +53,19 @@ def privacy_lines(section: Privacy, *, short: bool = False) -> Iterator[tuple[st
     """
     yield "Epsilon", section.pair
     yield from (() if short else _also(section))
-    lines = {
-        "Membership": section.membership and _membership(section.membership),
-        "Loop": section.loop and _conformance(section.loop),
-        "Conformance": section.conformance and _conformance(section.conformance),
-        "Ladder": section.ladder and _ladder(section.ladder),
-        "Inversion": section.inversion and _inversion(section.inversion),
-        "Attribute": section.attribute and _attribute(section.attribute),
-        "Copying": section.extraction and _extraction(section.extraction),
-    }
-    yield from ((name, line) for name, line in lines.items() if line is not None)
+    yield from _said("Membership", section.membership, _membership)
+    yield from _said("Loop", section.loop, _conformance)
+    yield from _said("Conformance", section.conformance, _conformance)
+    yield from _said("Ladder", section.ladder, _ladder)
+    yield from _said("Inversion", section.inversion, _inversion)
+    yield from _said("Attribute", section.attribute, _attribute)
+    yield from _said("Copying", section.extraction, _extraction)
     yield from (("Note", note) for note in section.notes)
+
+
+def _said(name: str, part: Part | None, words: Callable[[Part], str]) -> Iterator[tuple[str, str]]:
+    if part is not None:
+        yield name, words(part)
 
 
 def _also(section: Privacy) -> Iterator[tuple[str, str]]:
@@ -117,7 +123,7 @@ def _inversion(section: Inversion) -> str:
     if section.nearer is None or section.p_value is None:
         return section.reason or "not resolvable"
     return (
-        f"reconstructions are nearer to the member than to the other in {100 * section.nearer:.1f} % of pairs "
+        f"reconstructions are nearer to the member in {100 * section.nearer:.1f} % of pairs "
         f"(50 % by chance, p = {section.p_value:.2g})"
     )
 
