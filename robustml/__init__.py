@@ -30,6 +30,7 @@ _HOMES = {
     "Target": "targets",
     "Threat": "threats",
     "attack": "registry",
+    "audit": "api",
     "compare": "report.compare",
     "federate": "defenses.federated",
     "guard": "guards",
@@ -39,6 +40,7 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
+    from .api import audit as audit
     from .api import stress_test as stress_test
     from .classifier import BlackBox as BlackBox
     from .classifier import Classifier as Classifier

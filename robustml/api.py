@@ -1,13 +1,13 @@
-"""The main job as a function: stress-test a model on data."""
+"""The main jobs as functions: stress-test a model on data, and audit what training gave away."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,11 +20,16 @@ from .inputs import InputSpec
 from .progress import display_for
 from .report.model import Report
 from .runs import DEFAULT_BATCH, run_target, save_report
+from .schema import validated
 from .targets import Target
+from .targets.privacy import PrivacyTable
 from .threats import Threat, parse_threat
 from .wrapping import collected, wrapped
 
-__all__ = ["stress_test", "target_of"]
+if TYPE_CHECKING:
+    from .defenses.privacy import Guarantee
+
+__all__ = ["audit", "stress_test", "target_of"]
 
 
 def stress_test(
@@ -117,6 +122,101 @@ def stress_test(
         redact=redact,
         progress=progress,
     )
+
+
+def audit(
+    model: Any,
+    members: Any,
+    non_members: Any,
+    *,
+    recipe: str | Path | None = None,
+    guarantee: Guarantee | None = None,
+    build: Callable[[], torch.nn.Module] | None = None,
+    tier: str | None = None,
+    references: int | None = None,
+    canaries: int | None = None,
+    leakage: Sequence[str] = ("inversion", "extraction"),
+    attribute: str | None = None,
+    threats: Sequence[Threat | str] = (),
+    inputs: InputSpec | None = None,
+    class_names: Sequence[str] | None = None,
+    name: str = "model",
+    out: str | Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    confidence: float = 0.95,
+    gate: Mapping[str, str] | None = None,
+    resume: bool = False,
+    progress: bool = False,
+) -> Report:
+    """Find out what a model gives away about the data that it was trained on.
+
+    Args:
+        model: A `Classifier`, a `BlackBox`, or a bare `torch.nn.Module` that returns logits.
+        members: All that it was trained on: a pair (x, y) of arrays or tensors, or a `DataLoader`.
+        non_members: Data of the same kind that it was not trained on, (x, y).
+        recipe: How it was trained: the name or the path of a recipe. Models are trained by it for reference
+            models, canaries, the conformance test and the ladder; without one there are none of these.
+        guarantee: What its own training guarantees: `Hardened.privacy`.
+        build: Makes its network as it was before training; by default its layers draw their weights anew.
+        tier: "quick" (no reference models), "few" or "many".
+        references: How many reference models instead.
+        canaries: How many canaries; 0 for none.
+        leakage: Of "inversion" and "extraction", what to try.
+        attribute: Of tabular data: the feature to infer from all others.
+        threats: What an adversarial recipe trains against; the first counts.
+        inputs: The space of inputs of a bare module; by default the shape of x with values in [0, 1].
+        class_names: One per class.
+        name: What the report calls the model.
+        out: The folder of the audit; if None, what it finds is in the report alone.
+        seed: Decides every random number but those of private training, which have their own.
+        device: "auto", "cpu", "cuda", ...
+        confidence: Of all intervals.
+        gate: Conditions such as {"epsilon": "<= 8"}.
+        resume: Go on with the audit in `out`.
+        progress: Say on stderr what is done.
+
+    Raises:
+        InputError: if something given cannot be used.
+        RunError: if training fails, or the folder cannot be written; finished parts are kept.
+    """
+    from .auditing.audit import audit_target, save_audit
+    from .auditing.reporting import conditions_of
+    from .report.gate import check_gate
+
+    target = target_of(model, non_members, inputs=inputs, class_names=class_names, name=name)
+    train = as_dataset(members, target.model.inputs, target.model.classes, "members")
+    given = {
+        "tier": tier,
+        "references": references,
+        "recipe": None if recipe is None else str(recipe),
+        "canaries": canaries,
+        "attribute": attribute,
+        "leakage": list(leakage),
+    }
+    target = dataclasses.replace(
+        target,
+        train=train,
+        privacy=validated(PrivacyTable, {k: v for k, v in given.items() if v is not None}, where="audit"),
+        claim=None if guarantee is None else guarantee.to_dict(),
+        build=build,
+        threats=tuple(threat.within(target.model.inputs) for threat in _threats(threats)),
+        seed=seed,
+    )
+    conditions = conditions_of({}, gate or {})
+    check_gate(conditions, [])
+    with contextlib.ExitStack() as stack:
+        if out is None:
+            out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="robustml-"))) / "audit"
+        say = stack.enter_context(display_for()).note if progress else _silent
+        found = audit_target(
+            target, out=Path(out), device=device, confidence=confidence, resume=resume, say=say
+        )
+        return save_audit(found, gate=conditions, command="robustml.audit(model, members, non_members)")
+
+
+def _silent(line: str) -> None:
+    """Say nothing."""
 
 
 def _run(target: Target, out: str | Path | None, *, progress: bool, **options: Any) -> Report:

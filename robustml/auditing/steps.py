@@ -63,7 +63,7 @@ def claimed(job: Job) -> Fields:
     claim = job.target.claim
     if claim is None:
         return {}
-    return {"accounted": accounted_of(claim, "the claim of the file of the weights")}
+    return {"accounted": accounted_of(claim, "its own claim")}
 
 
 def membership(job: Job) -> Fields:
