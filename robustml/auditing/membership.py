@@ -30,6 +30,7 @@ from ..attacks.membership import (
     rmia_online,
     strongest,
 )
+from ..attacks.membership.scores import FEW
 from ..attacks.membership.signals import Array
 from ..classifier import Model
 from ..data import as_dataset
@@ -214,7 +215,7 @@ def audit_membership(
     scores = {name: _ATTACKS[name].run(evidence) for name in chosen}
     count = 0 if references is None else len(references)
     results = tuple(
-        judge(name, scores[name], subjects, fprs=fprs, confidence=confidence, **_about(name, count, queries))
+        judge(name, scores[name], subjects, fprs=fprs, confidence=confidence, **_about(name, count, evidence))
         for name in chosen
     )
     learned = {name for name in chosen if _ATTACKS[name].learned}
@@ -240,20 +241,20 @@ def _tier(count: int) -> str:
     return "quick" if not count else "few" if count <= _FEW else "many"
 
 
-def _about(name: str, count: int, queries: int) -> dict[str, Any]:
+def _about(name: str, count: int, evidence: Evidence) -> dict[str, Any]:
     kind = _ATTACKS[name]
     used = count if kind.unseen else 0
     note = None
-    if name.startswith("lira") and used < 64:
-        note = f"with {used} reference models all samples share one variance; 64 and more are usual"
+    saw, unseen = evidence.sides()
+    if name.startswith("lira") and min(saw if kind.saw else unseen, unseen) < FEW:
+        note = f"all samples share one variance: a sample has fewer than {FEW} reference models on a side"
     if kind.learned:
         note = "learned from the non-members that thresholds are chosen on; reported on the others alone"
-    asked = queries if name == "kept-labels" else 1
     return {
         "learned": kind.learned,
         "tier": _tier(used),
         "references": used,
-        "queries": asked,
+        "queries": evidence.queries if name == "kept-labels" else 1,
         "note": note,
     }
 

@@ -72,6 +72,7 @@ def train_references(
     *,
     count: int,
     apart: Any = None,
+    common: Any = None,
     inputs: InputSpec | None = None,
     out: str | Path | None = None,
     seed: int = 0,
@@ -94,7 +95,10 @@ def train_references(
         count: How many; even, unless there is data apart. 2 to 8 are few, 64 and more are many.
         apart: Data of the same distribution that holds neither members nor non-members, (x, y), to train all
             of them on random halves of; if None they are trained on halves of members and non-members
-            together, so that each sample is inside one of every two.
+            together, so that each sample is inside one of every two. Give as many non-members as members
+            then, or they see fewer samples than the target did.
+        common: Data (x, y) that all of them are trained on as well: the rest of the target's training data,
+            where `members` are a part of it. Without it they would know less than the target.
         inputs: The input space, where `build` returns a bare module.
         out: The folder.
         seed: Decides halves, weights and order; the target must not have been trained with the same one.
@@ -112,18 +116,21 @@ def train_references(
         raise InputError(f"{name} cannot be given to each reference model; it is decided for all of them")
     training = {"validation": None, **training}
     template = _made(build, members, inputs, seed, 0)
-    subjects = [
-        as_dataset(side, template.inputs, template.classes, name)
-        for side, name in ((members, "members"), (non_members, "non_members"))
-    ]
-    sources = subjects if apart is None else [as_dataset(apart, template.inputs, template.classes, "apart")]
-    x, y = (np.concatenate([getattr(data, side) for data in sources]) for side in ("x", "y"))
-    pool = Dataset(x, y, "pool")
-    folder = None if out is None else _folder(Path(out), _plan(template, pool, design, seed, training))
+    named = {"members": members, "non_members": non_members, "apart": apart, "common": common}
+    given = {
+        name: as_dataset(side, template.inputs, template.classes, name)
+        for name, side in named.items()
+        if side is not None
+    }
+    subjects = [given["members"], given["non_members"]]
+    pool = _joined(subjects if apart is None else [given["apart"]])
+    rest = [given["common"]] if "common" in given else []
+    plan = _plan(template, _joined([pool, *rest]), len(pool), design, seed, training)
+    folder = None if out is None else _folder(Path(out), plan)
     models: list[Classifier] = []
     masks = []
     for number, rows in zip(range(count), _halves(len(pool), seed), strict=False):
-        data = pool.x[rows], pool.y[rows]
+        data = _joined([Dataset(pool.x[rows], pool.y[rows]), *rest])
         fresh = _made(build, members, inputs, seed, number)
         if any(fresh.module is other.module for other in (template, *models)):
             raise InputError("build returned the same module twice; it must make a new one at each call")
@@ -134,6 +141,11 @@ def train_references(
     samples = sum(map(len, subjects))
     inside = np.zeros((count, samples), dtype=bool) if apart is not None else np.stack(masks)
     return References(tuple(models), inside, design, seed)
+
+
+def _joined(parts: list[Dataset]) -> Dataset:
+    x, y = (np.concatenate([getattr(part, side) for part in parts]) for side in ("x", "y"))
+    return Dataset(x, y)
 
 
 def _check_count(count: Any, design: str) -> None:
@@ -175,7 +187,7 @@ def _made(
 
 def _trained(
     model: Classifier,
-    data: tuple[Array, Array],
+    data: Dataset,
     folder: Path | None,
     number: int,
     seed: int,
@@ -189,14 +201,15 @@ def _trained(
         # Noise that the target, too, was trained with would tell more than any attacker knows.
         training = {**training, "privacy": dataclasses.replace(privacy, seed=of_one)}
     if folder is None:
-        return harden(model, data, seed=of_one, device=device, **training).model
+        return harden(model, data, seed=of_one, device=device, **training).model.cpu()
     kept, work = folder / f"{number:04d}.safetensors", folder / f"{number:04d}"
     if not kept.is_file():
         hardened = harden(model, data, seed=of_one, device=device, out=work, resume=work.is_dir(), **training)
         hardened.save(kept)
     # A kill between saving and this leaves the folder behind.
     shutil.rmtree(work, ignore_errors=True)
-    return _loaded(model, kept)
+    # On the device one would do, all of them might not fit.
+    return _loaded(model.cpu(), kept)
 
 
 def _loaded(model: Classifier, path: Path) -> Classifier:
@@ -212,14 +225,15 @@ def _loaded(model: Classifier, path: Path) -> Classifier:
 
 
 def _plan(
-    model: Classifier, pool: Dataset, design: str, seed: int, training: dict[str, Any]
+    model: Classifier, data: Dataset, halved: int, design: str, seed: int, training: dict[str, Any]
 ) -> dict[str, Any]:
     """What decides the reference models and can be written down."""
     return {
         "schema": _SCHEMA,
         "design": design,
         "seed": seed,
-        "data_sha256": pool.sha256,
+        "data_sha256": data.sha256,
+        "halved": halved,
         "model": hashlib.sha256(
             f"{model.module} {model.inputs.to_dict()} {model.outputs}".encode()
         ).hexdigest(),

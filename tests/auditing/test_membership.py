@@ -52,6 +52,7 @@ def test_a_model_that_knows_its_data_by_heart_is_found_out(world) -> None:
     assert found.control.low < 0.5 < found.control.high
     assert found["loss"].tier == "quick" and found["rmia-offline"].tier == "few"
     assert found["quantile"].non_members == 100
+    assert "share one variance" in found["lira-online"].note and found["loss"].note is None
     rate = found["loss"].tpr
     assert rate[0].tpr.total == 200 and rate[0].achieved.total == 100
     assert rate[1].tpr is None and "999 are needed" in rate[1].reason

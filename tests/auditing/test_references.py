@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 from torch import nn
 
@@ -70,6 +73,36 @@ def test_models_apart_know_none_of_the_samples() -> None:
     found = train_references(build, MEMBERS, OTHERS, count=3, apart=apart, **QUICK)
     assert found.design == "apart"
     assert found.inside.shape == (3, 61) and not found.inside.any()
+
+
+def test_the_rest_of_the_training_data_is_in_all_of_them() -> None:
+    # Labels that only memory can know.
+    wild = RNG.random((90, 40)).astype(np.float32)
+    y = RNG.integers(0, 2, 90)
+    net = lambda: nn.Sequential(nn.Linear(40, 64), nn.ReLU(), nn.Linear(64, 2))  # noqa: E731
+    parts = [(wild[k : k + 30], y[k : k + 30]) for k in (0, 30, 60)]
+    found = train_references(
+        net, *parts[:2], common=parts[2], count=2, epochs=40, batch_size=15, learning_rate=0.02
+    )
+    assert found.inside.shape == (2, 60)
+    with torch.no_grad():
+        right = np.stack([(m(torch.from_numpy(wild)).argmax(1).numpy() == y) for m in found.models])
+    assert right[:, 60:].mean() > 0.95
+    assert right[:, :60][found.inside].mean() > 0.95 and right[:, :60][~found.inside].mean() < 0.75
+
+
+def test_noise_is_never_that_of_the_target(tmp_path) -> None:
+    pytest.importorskip("opacus")
+    from robustml.defenses.privacy import DifferentialPrivacy
+
+    privacy = DifferentialPrivacy(noise_multiplier=1.0, seed=5)
+    train_references(build, MEMBERS, OTHERS, count=2, out=tmp_path / "r", privacy=privacy, **QUICK)
+    seeds = set()
+    for path in sorted((tmp_path / "r").glob("*.safetensors")):
+        with safetensors.safe_open(path, framework="pt") as file:
+            seeds.add(json.loads(file.metadata()["robustml"])["privacy"]["randomness"])
+    assert len(seeds) == 2 and "seed 5" not in seeds
+    assert all(re.fullmatch(r"seed \d+", seed) for seed in seeds)
 
 
 def test_a_seed_decides_everything_and_more_models_change_nothing() -> None:

@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 _LEAST = 1e-6  # spread in log-odds: models that agree to the last digit tell nothing about chance
-_FEW = 32  # models on a side below which all samples share one variance: 64 references, half of them in
+FEW = 32  # models on a side below which all samples share one variance: 64 references, half of them in
 
 
 def gap(correct: Array) -> Array:
@@ -171,7 +171,7 @@ def _spread(values: Array, chosen: Array) -> Array:
     """The standard deviation over the chosen models: of each sample, or one for all where models are few."""
     counts = chosen.sum(0)
     squares = np.where(chosen, (values - _mean(values, chosen)) ** 2, 0.0).sum(0)
-    if counts.min() >= _FEW:
+    if counts.min() >= FEW:
         each: Array = np.maximum(np.sqrt(squares / (counts - 1)), _LEAST)
         return each
     free = (counts - 1).sum()
