@@ -1,15 +1,21 @@
-"""Where a federation runs: all in this process, or on Ray."""
+"""Where a federation runs: all in this process, or its clients on Ray."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, RecordDict
 
+from ...extras import need
 from .apps import client_app, server_app
 from .client import Client
-from .environment import quiet
+from .environment import at_home, quiet
 from .grid import InProcessGrid, identified
 from .server import Server
 
@@ -25,16 +31,23 @@ def serve(server: Server, clients: Sequence[Client], hostile: Hostile, runtime: 
         server: The server.
         clients: The clients, by number.
         hostile: By number, what makes another app of the client's honest one.
-        runtime: Of `RUNTIMES`.
+        runtime: "in-process" or "ray".
+
+    Raises:
+        InputError: if Ray is wanted and missing.
+        RunError: as `Server.run`.
     """
-    apps = [_app(client, hostile.get(number)) for number, client in enumerate(clients)]
+    # On Ray, what clients keep in their contexts is out of reach of the server's checkpoint.
+    folder = server.out / "ledgers" if runtime == "ray" and server.out is not None else None
+    apps = [_app(client, number, hostile, folder) for number, client in enumerate(clients)]
     with quiet():
-        _in_process(server, apps)
+        (_on_ray if runtime == "ray" else _in_process)(server, apps)
 
 
-def _app(client: Client, corrupted: Callable[[Any], Any] | None) -> Any:
-    honest = client_app(client)
-    return honest if corrupted is None else corrupted(honest)
+def _app(client: Client, number: int, hostile: Hostile, folder: Path | None) -> Any:
+    path = None if folder is None else (folder / f"{number}.json").resolve()
+    honest = client_app(client, ledger=None if path is None else lambda _: path)
+    return hostile[number](honest) if number in hostile else honest
 
 
 def _in_process(server: Server, apps: Sequence[Any]) -> None:
@@ -43,3 +56,50 @@ def _in_process(server: Server, apps: Sequence[Any]) -> None:
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
     with identified():
         server_app(server)(grid, context)
+
+
+class _Dispatch:
+    """One app for all nodes, which does what the app of the node's partition does."""
+
+    def __init__(self, apps: Sequence[Any]) -> None:
+        self._apps = list(apps)
+
+    def __call__(self, message: Any, context: Context) -> Any:
+        return self._apps[int(str(context.node_config["partition-id"]))](message, context)
+
+
+def _on_ray(server: Server, apps: Sequence[Any]) -> None:
+    need("ray", extra="ray", why="runtime='ray'")
+    from flwr.simulation import run_simulation
+
+    # Below the run's folder, the paths of Ray's sockets could be longer than the system allows.
+    with tempfile.TemporaryDirectory(prefix="rml-", ignore_cleanup_errors=True) as scratch:
+        backend = {
+            "init_args": {
+                "_temp_dir": scratch,
+                "include_dashboard": False,
+                "log_to_driver": False,
+                "logging_level": logging.ERROR,
+            },
+            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+        }
+        with at_home(Path(scratch)), _restored("PYTHONPATH"), identified():
+            run_simulation(
+                server_app(server),
+                _Dispatch(apps),  # type: ignore[arg-type]
+                num_supernodes=len(apps),
+                backend_config=backend,  # type: ignore[arg-type]
+            )
+
+
+@contextlib.contextmanager
+def _restored(name: str) -> Iterator[None]:
+    """Put a variable of the environment back afterwards: Flower adds to it for Ray's processes."""
+    before = os.environ.get(name)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before

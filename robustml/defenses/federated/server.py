@@ -202,7 +202,8 @@ class Server:
         checkpoint.same_plan(stored.plan, self.plan, path)
         self.history = [Round.from_dict(facts) for facts in stored.facts["history"]]
         if len(self.history) > self.rounds + 1:
-            raise InputError(f"{str(path)!r} has {len(self.history) - 1} rounds already; rounds={self.rounds}")
+            done = len(self.history) - 1
+            raise InputError(f"{str(path)!r} has {done} rounds already; rounds={self.rounds} is less")
         self.chosen = stored.facts["chosen"]
         for name, value in stored.tensors.items():
             head, _, key = name.partition(".")
