@@ -19,6 +19,7 @@ Array = np.ndarray[Any, Any]
 
 _WARM, _ROUNDS, _CUTS = 15, 60, 20
 _TIGHT, _NEAR = 1e-9, 1e-3
+_FEW = 100_000  # cells that are enough to find the neighborhood
 # Relative to the clipping norm: noise that is off altogether must not divide by zero.
 _FLOOR = 1e-6
 _SMALLEST = 1e-9
@@ -102,14 +103,15 @@ def fit(inside: Array, outside: Array, *, rate: float, norm: float) -> Fit:
     top = float(np.quantile(x, 1 - min(rate / 2, 0.5)))
     starts = {norm, 2 * norm, max(top, norm / 4)}
     mean = float(x.mean())
+    some = x if len(x) <= _FEW else np.random.default_rng(0).choice(x, _FEW, replace=False)
     best: tuple[float, float, float] | None = None
     for start in sorted(starts):
         share = min(max(mean / start, _SMALLEST), 0.9)
-        found = _climbed(x, *_warmed(x, share, start, noise), noise)
+        found = _climbed(some, *_warmed(some, share, start, noise), noise)
         if best is None or found[0] > best[0]:
             best = found
     assert best is not None
-    _, rate, norm = best
+    _, rate, norm = best if some is x else _climbed(x, *best[1:], noise)
     return Fit(rate, norm, noise, _covariance(x, outside.size, rate, norm, noise))
 
 
