@@ -12,6 +12,7 @@ from torch import nn
 pytest.importorskip("flwr")
 
 from robustml.auditing.federation import Cell, FederatedStress, Spread, stress_federation
+from robustml.auditing.federation_chart import heat_map
 from robustml.errors import InputError
 
 ATTACKS = {
@@ -101,6 +102,15 @@ def test_the_table_and_plain_data(found):
     assert lines[0] == "iid" and len(lines) == 6
     assert lines[2].count("|") == lines[4].count("|") == 9
     assert " / " in lines[4] and " / " not in lines[4].split("|")[3]
+
+
+def test_the_heat_map_says_what_the_cells_say(found):
+    picture = heat_map(found, "iid")
+    assert picture == heat_map(found, "iid") and picture.startswith("<svg")
+    assert picture.count("matrix-cell-") == 10 and "trimmed-mean, sign-flip: " in picture
+    assert f"{found.accuracy('sign-flip', 'mean', 'iid')}" in picture
+    with pytest.raises(InputError, match="no cell"):
+        heat_map(found, "dirichlet:1")
 
 
 def test_intervals_over_seeds_are_students():
