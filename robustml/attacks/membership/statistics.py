@@ -44,9 +44,10 @@ class RateAt:
     Attributes:
         fpr: The rate that was aimed at.
         threshold: What a score must exceed; None where the rate cannot be resolved.
-        tpr: Members found, with the exact interval.
-        achieved: Non-members taken for members, among those that the threshold was not chosen on.
-        reason: Why there is no figure, None where there is one.
+        tpr: Members found, with the exact interval; None where that cannot be told.
+        achieved: Non-members taken for members, among those that the threshold was not chosen on; None if
+            there are none.
+        reason: Why there is no `tpr`, None where there is one.
     """
 
     fpr: float
@@ -107,8 +108,11 @@ def rate_above(
     """The rates at a threshold that is given, or the reason why there is none."""
     if threshold is None:
         return RateAt(fpr, None, None, None, reason)
-    found, wrong = (proportion(int((s > threshold).sum()), len(s), confidence) for s in (members, others))
-    return RateAt(fpr, threshold, found, wrong, None)
+    found, wrong = (
+        proportion(int((s > threshold).sum()), len(s), confidence) if len(s) else None
+        for s in (members, others)
+    )
+    return RateAt(fpr, threshold, found, wrong, None if found else "not resolvable: no members")
 
 
 def auc(members: Array, others: Array, confidence: float = 0.95) -> Limits | None:

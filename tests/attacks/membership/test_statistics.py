@@ -212,6 +212,18 @@ def test_what_cannot_be_resolved_is_said_to_be_so() -> None:
         threshold_for(1.5, np.zeros(9))
 
 
+def test_a_part_that_nobody_belongs_to() -> None:
+    rows = np.arange(60)
+    subjects = Subjects(rows[:20], rows[20:40], rows[40:], rows // 20, np.zeros(60))
+    found = judge("a", rows.astype(float), subjects, fprs=(0.1,))
+    first, second, _ = found.per_class
+    assert (first.members, first.non_members, first.auc, first.advantage) == (20, 0, None, None)
+    assert first.tpr[0].tpr.total == 20 and first.tpr[0].achieved is None
+    assert second.tpr[0].tpr is None and second.tpr[0].reason == "not resolvable: no members"
+    # Nobody is more exposed than the others.
+    assert found.most_exposed.members == found.most_exposed.non_members == 0
+
+
 def test_rates_have_exact_intervals() -> None:
     found = rate_at(0.1, np.arange(40.0), np.arange(19.0), np.arange(100.0))
     assert found.threshold == 17
