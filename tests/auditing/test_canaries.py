@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustml.auditing.canaries import audit_with_canaries
+from robustml.auditing.canaries import audit_by_many_runs, audit_with_canaries
 from robustml.defenses.privacy import DifferentialPrivacy
 from robustml.errors import InputError
 
@@ -63,7 +63,21 @@ def test_private_training_shows_less_than_was_accounted() -> None:
     assert (found.epsilon.epsilon or 0.0) <= found.accounted.epsilon < 20
 
 
+def test_many_runs_tell_one_wrong_label() -> None:
+    found = audit_by_many_runs(_net(), _data(40), runs=40, epochs=30, batch_size=20, learning_rate=1e-2)
+    most = 1 - 0.025 ** (1 / 10)
+    assert found.cap == pytest.approx(np.log((1 - most - 1e-5) / most))
+    assert found.epsilon is not None
+    assert 0.3 < found.epsilon <= found.cap
+    assert found.correct >= found.guesses - 2 == 18
+    assert found.method == "many runs"
+    blind = audit_by_many_runs(_net(), _data(40), runs=16, epochs=1, learning_rate=1e-6)
+    assert blind.epsilon is None
+
+
 def test_refuses_what_it_cannot_plant() -> None:
+    with pytest.raises(InputError, match="runs=8"):
+        audit_by_many_runs(_net(), _data(40), runs=8)
     with pytest.raises(InputError, match="canaries=50"):
         audit_with_canaries(_net(), _data(50), canaries=50)
     with pytest.raises(InputError, match="resume is not for an audit"):
