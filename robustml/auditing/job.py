@@ -113,13 +113,18 @@ class Job:
     @cached_property
     def members(self) -> Dataset:
         """All members, or as many as are to be asked about, drawn at random."""
-        train = self.target.train
-        assert train is not None
+        train = self.train
         if self.table.members is None or self.table.members >= len(train):
             return train
         drawn = np.random.default_rng([self.seed, 2]).permutation(len(train))[: self.table.members]
         rows = np.sort(drawn)
         return Dataset(train.x[rows], train.y[rows], train.name)
+
+    @property
+    def train(self) -> Dataset:
+        """All members, which models that are trained again learn from."""
+        assert self.target.train is not None
+        return self.target.train
 
     @property
     def non_members(self) -> Dataset:
@@ -128,15 +133,13 @@ class Job:
     @property
     def others(self) -> Dataset:
         """The non-members that membership inference asks about; it leaves out members' equals itself."""
-        everybody = self.target.train is self.members
-        return self.non_members if everybody else self.strangers
+        return self.non_members if self.train is self.members else self.strangers
 
     @cached_property
     def strangers(self) -> Dataset:
         """The non-members that equal no member."""
-        train, data = self.target.train, self.target.data
-        assert train is not None
-        known = {row.tobytes() for row in train.x}
+        data = self.target.data
+        known = {row.tobytes() for row in self.train.x}
         rows = np.flatnonzero([row.tobytes() not in known for row in data.x])
         return data if len(rows) == len(data) else Dataset(data.x[rows], data.y[rows], data.name)
 

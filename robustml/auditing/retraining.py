@@ -34,7 +34,7 @@ def loop(job: Job) -> Fields:
     """The conformance test of the training loop with the recipe's objective: short, and with sharp eyes."""
     job.say("conformance test of the training loop")
     found = audit_training(
-        _fresh(job), (job.members.x, job.members.y), seed=job.seed, device=job.device, **_objective(job)
+        _fresh(job), (job.train.x, job.train.y), seed=job.seed, device=job.device, **_objective(job)
     )
     return {"loop": conformance_of(found.conformance)}
 
@@ -45,10 +45,9 @@ def phantoms(job: Job) -> Fields:
     assert privacy is not None
     canaries = _PHANTOMS if job.table.canaries is None else job.table.canaries
     job.say(f"a run by the recipe with {canaries} phantom canaries")
-    members = job.members
     found = audit_training(
         _fresh(job),
-        (members.x, members.y),
+        (job.train.x, job.train.y),
         privacy=privacy,
         canaries=canaries,
         samples=None,
@@ -76,11 +75,11 @@ def phantoms(job: Job) -> Fields:
 def canaries(job: Job) -> Fields:
     """A run by the recipe in which some samples have wrong labels: epsilon from below, by answers alone."""
     wanted = _CANARIES if job.table.canaries is None else job.table.canaries
-    number = max(2, min(wanted, len(job.members) // _SHARE))
+    number = max(2, min(wanted, len(job.train) // _SHARE))
     job.say(f"a run by the recipe with {number} mislabelled canaries")
     found = audit_with_canaries(
         _fresh(job),
-        (job.members.x, job.members.y),
+        (job.train.x, job.train.y),
         canaries=number,
         privacy=job.privacy,
         delta=job.table.delta,
@@ -103,7 +102,7 @@ def rungs(job: Job) -> Fields:
     try:
         found = ladder(
             job.build,
-            job.members,
+            job.train,
             job.non_members,
             privacy=privacy,
             seed=job.seed,

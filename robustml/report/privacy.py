@@ -12,7 +12,7 @@ from ..schema import validated
 from .parts import Score
 from .privacy_parts import Accounted, AuditedEpsilon, Conformance, Privacy
 
-__all__ = ["keep_privacy", "pair_of", "privacy_doubts", "privacy_of", "privacy_score", "settled"]
+__all__ = ["FILE", "keep_privacy", "pair_of", "privacy_doubts", "privacy_of", "privacy_score", "settled"]
 
 FILE = "privacy.json"
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from .membership_parts import Limits, Membership, RateAt
 from .parts import Estimate
-from .privacy_parts import Attribute, Conformance, Extraction, Inversion, Ladder, Privacy
+from .privacy_parts import Accounted, Attribute, Conformance, Extraction, Inversion, Ladder, Privacy
 
 __all__ = ["attack_cells", "claim_line", "limits", "privacy_lines", "rate", "rate_name", "short_rate"]
 
@@ -53,6 +53,7 @@ def privacy_lines(section: Privacy, *, short: bool = False) -> Iterator[tuple[st
     """
     yield "Epsilon", section.pair
     yield from (() if short else _also(section))
+    yield from _said("Accounted", None if short else section.accounted, _accounted)
     yield from _said("Membership", section.membership, _membership)
     yield from _said("Loop", section.loop, _conformance)
     yield from _said("Conformance", section.conformance, _conformance)
@@ -75,6 +76,14 @@ def _also(section: Privacy) -> Iterator[tuple[str, str]]:
             found = f"at least {audit.epsilon:.2f}" if audit.epsilon is not None else audit.reason or "-"
             given = f", if it is given {audit.assumes}" if audit.assumes else ""
             yield "Also", f"{found} ({audit.method}{given})"
+
+
+def _accounted(claim: Accounted) -> str:
+    return (
+        f"{claim.neighbors}, accountant {claim.accountant}, noise multiplier {claim.noise_multiplier:.4g}, "
+        f"clipping norm {claim.clipping_norm:g}, {claim.steps:,} steps at a sampling rate of "
+        f"{claim.sampling_rate:.4g}, randomness: {claim.randomness} ({claim.source})"
+    )
 
 
 def _membership(section: Membership) -> str:
