@@ -86,7 +86,7 @@ def federate(
         inputs: The input space of a bare module.
         device: "auto", "cpu", "cuda", ...
         seed: Decides every random number of the run.
-        out: A folder for the checkpoint of each round and the log; nothing is written if None.
+        out: A folder for the checkpoint of each round, the log and the model; nothing is written if None.
         resume: Go on from the checkpoint in `out`, or begin if no round was finished. In this process, the
             outcome is that of a run that was never interrupted, to the last bit.
         progress: Show it on stderr.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .rounds import Round
     from .server import Server
 
-__all__ = ["Federated", "outcome"]
+__all__ = ["Federated", "outcome", "write_model"]
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,20 @@ class Federated:
         Raises:
             RunError: if the file cannot be written.
         """
-        import safetensors.torch
+        write_model(self.model, self.provenance, path)
 
-        state = self.model.module.state_dict()
-        tidy = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
-        write_atomic(path, safetensors.torch.save(tidy, {"robustml": json.dumps(self.provenance)}))
+
+def write_model(model: Classifier, provenance: dict[str, Any], path: str | Path) -> None:
+    """Write the weights of a model as safetensors, with how it came about in their header.
+
+    Raises:
+        RunError: if the file cannot be written.
+    """
+    import safetensors.torch
+
+    state = model.module.state_dict()
+    tidy = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+    write_atomic(path, safetensors.torch.save(tidy, {"robustml": json.dumps(provenance)}))
 
 
 def outcome(server: Server, plan: dict[str, Any], seconds: float) -> Federated:

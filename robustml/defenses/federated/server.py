@@ -26,11 +26,12 @@ from ..training import checkpoint
 from ..training.checkpoint import Checkpoint
 from ..training.validation import accuracies
 from . import state as memory
+from .outcome import write_model
 from .rounds import Patient, Round, drawn, in_order, reported, settled, shown
 
-__all__ = ["CHECKPOINT", "LOG", "Server"]
+__all__ = ["CHECKPOINT", "LOG", "MODEL", "Server"]
 
-CHECKPOINT, LOG = "federation.safetensors", "log.jsonl"
+CHECKPOINT, LOG, MODEL = "federation.safetensors", "log.jsonl", "model.safetensors"
 
 
 @dataclass
@@ -52,7 +53,7 @@ class Server:
         device: Where the held-out data are classified.
         deadline: Seconds that a round waits for replies.
         config: What clients are sent beside the weights.
-        out: The folder for the checkpoint of each round and the log; None for none.
+        out: The folder for the checkpoint of each round, the log and, in the end, the model; None for none.
         resume: Go on from the checkpoint in `out`.
         plan: What decides the outcome, as plain data; a checkpoint goes on only under the same.
         contexts: Of clients that live in this process, by node: what they keep is in the checkpoint too.
@@ -106,6 +107,9 @@ class Server:
         self.model.module.load_state_dict(self.best)
         if not any(entry.moved for entry in self.history):
             raise RunError(f"no round changed the model: {self._why()}")
+        if self.out is not None:
+            facts = {**self.plan, "rounds": self.rounds, "chosen": self.chosen}
+            write_model(self.model, facts, self.out / MODEL)
 
     def _why(self) -> str:
         """The first things that went wrong."""

@@ -106,4 +106,6 @@ run(rounds=1, out="run")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
-    assert found == {"here/run/federation.safetensors", "here/run/log.jsonl"}
+    assert found == {
+        f"here/run/{name}" for name in ("federation.safetensors", "log.jsonl", "model.safetensors")
+    }
