@@ -17,7 +17,11 @@ OTHERS = {
     "09_audit_membership": (
         r"result: [\w-]+, the strongest of \d attacks, .* 0\.\d+ \[.*\]: privacy score \d+\.\d",
         "references.json",
-    )
+    ),
+    "11_hostile_clients": (
+        r"result: the worst attack takes 0\.\d+ from the mean and -?0\.\d+ from the trimmed mean, .*",
+        "matrix.json",
+    ),
 }
 
 
