@@ -14,7 +14,7 @@ from robustml.auditing.phantoms import PhantomAudit, audit_training
 from robustml.classifier import Classifier
 from robustml.defenses.privacy import DifferentialPrivacy
 from robustml.defenses.privacy.settings import Mode
-from robustml.defenses.training import TRADES
+from robustml.defenses.training import TRADES, L2Weights, LabelSmoothing
 from robustml.errors import InputError
 from tests.auditing.faulty import FAULTS, FaultyPrivacy
 
@@ -79,6 +79,12 @@ def test_every_mode_passes_and_shows_the_same(mode: Mode) -> None:
 
 def test_views_of_a_sample_are_one_contribution() -> None:
     found = _small("hooks", objective=TRADES(Linf(0.1), beta=6.0))
+    assert found.passed
+    assert found.conformance.parameters[1].value == pytest.approx(0.5, rel=0.1)
+
+
+def test_terms_have_nothing_to_say_of_canaries() -> None:
+    found = _small("hooks", terms=[LabelSmoothing(weight=0.5), L2Weights(weight=1e-3)])
     assert found.passed
     assert found.conformance.parameters[1].value == pytest.approx(0.5, rel=0.1)
 
