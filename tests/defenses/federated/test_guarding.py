@@ -105,7 +105,7 @@ ABUSES = {
     "minus infinity": (spoil(fill(-np.inf)), "not finite"),
     "huge numbers": (spoil(fill(1e30)), "long"),
     "a billion examples": (spoil(claim(10**9)), "claims"),
-    "negative examples": (spoil(claim(-10)), "above 0"),
+    "negative examples": (spoil(claim(-90)), "above 0"),
     "no examples": (spoil(claim(0)), "above 0"),
     "NaN examples": (spoil(claim(float("nan"))), "above 0"),
     "infinite examples": (spoil(claim(float("inf"))), "above 0"),
@@ -173,6 +173,37 @@ def test_abuse_by_one_client_neither_ends_the_run_nor_moves_the_model(name, abus
     assert all(entry.applied and len(entry.accepted) == HONEST for entry in guard.rounds)
     start = weights()
     assert all(np.abs(found[key] - start[key]).max() > 1e-3 for key in found)
+
+
+STOCK = ("fedavg", "fedmedian", "fedtrimmedavg", "flower-krum", "flower-multi-krum", "flower-bulyan")
+FALLS = [
+    *[(name, "NaN") for name in ("fedavg", "fedmedian", "flwr dp")],
+    *[(name, "infinity") for name in ("fedavg", "flwr dp")],
+    *[("fedavg", abuse) for abuse in ("a billion examples", "negative examples")],
+    ("flwr dp", "zero update"),
+    *[(name, abuse) for name in STOCK for abuse in ("renamed keys", "wrong shape")],
+    ("flower-bulyan", "an exception"),
+    ("flwr dp", "an exception"),
+]
+
+
+@pytest.mark.parametrize(("name", "abuse"), FALLS)
+def test_without_the_guard_the_same_abuse_does_harm(name, abuse, without):
+    """What the guard is good for: these are the cells of stock Flower that are not well."""
+    strategy = made(name)
+    if name == "flwr dp":
+        strategy.num_sampled_clients = HONEST + 1
+    # Flower's Bulyan wants seven replies, so that it is told apart from the others by one fewer.
+    count = HONEST - 1 if name == "flower-bulyan" and abuse == "an exception" else HONEST
+    try:
+        found, _ = run(strategy, [*[honest] * count, ABUSES[abuse][0]], rounds=ROUNDS)
+    except Exception:
+        return
+    if not found:
+        return
+    finite = all(np.isfinite(value).all() for value in found.values())
+    step = weights()["a.bias"] - without["fedavg"]["a.bias"]
+    assert not finite or np.abs(found["a.bias"] - without["fedavg"]["a.bias"]).max() > np.abs(step).max()
 
 
 def test_an_answer_after_the_deadline_is_silence():
