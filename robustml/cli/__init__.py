@@ -14,7 +14,7 @@ import click
 
 from .. import __version__
 from ..errors import RobustmlError
-from . import audit, compare, doctor, harden, init, listing, report, stress, verify
+from . import audit, compare, doctor, federate, harden, init, listing, report, stress, verify
 from .options import discard_stdout
 
 __all__ = ["cli", "main"]
@@ -39,6 +39,7 @@ for command in (
     doctor.doctor,
     stress.stress,
     harden.harden,
+    federate.federate,
     audit.audit,
     report.report,
     verify.verify,

@@ -122,7 +122,7 @@ def _stressed(target: Target, out: Path, options: dict[str, Any]) -> Report:
             confidence=options["confidence"],
             resume=options["resume"] and (out / "plan.json").is_file(),
             observer=display,
-            command=f"robustml harden {target.name} --recipe {options['recipe']}",
+            command=options.get("command") or f"robustml harden {target.name} --recipe {options['recipe']}",
         )
         return save_report(plan, folder, target.data)
 
