@@ -18,6 +18,7 @@ from ..attacks.byzantine import Backdoor, Byzantine, byzantine
 from ..classifier import Classifier
 from ..data import Dataset
 from ..defenses.federated.dividing import divided
+from ..defenses.federated.environment import flower
 from ..errors import InputError, brief
 from ..sampling import seeded
 
@@ -258,6 +259,7 @@ def stress_federation(
     Raises:
         InputError: for something that cannot be used, or a missing Flower.
     """
+    flower()
     if not 0 <= hostile < clients:
         raise InputError(f"hostile={brief(hostile)} of clients={brief(clients)} leaves no honest one")
     made = {"none": Byzantine(), **{k: byzantine(n, **o) for k, (n, o) in _named(attacks).items()}}

@@ -89,6 +89,41 @@ def test_bulyan_of_flower_makes_nothing_of_too_few_replies_and_does_not_say_so()
     assert np.abs(moved["a.bias"] - start["a.bias"]).max() > 0.05
 
 
+@pytest.mark.parametrize("name", ["mean", "trimmed-mean", "krum", "geometric-median"])
+def test_running_statistics_and_counters_do_not_enter_distances(name):
+    """A client's variance of a million is no direction: it changes neither who is selected nor the norm."""
+    start = {
+        **weights(),
+        "n.running_mean": np.zeros(2, np.float32),
+        "n.running_var": np.ones(2, np.float32),
+        "n.num_batches_tracked": np.array(7),
+    }
+
+    def app(message, context):
+        answer = honest(message, context)
+        arrays, partition = answer.content["arrays"], context.node_config["partition-id"]
+        extra = 1e6 if partition == 6 else partition
+        arrays["n.running_mean"] = Array(np.full(2, partition, np.float32))
+        arrays["n.running_var"] = Array(np.full(2, extra, np.float32))
+        arrays["n.num_batches_tracked"] = Array(np.array(7 + partition))
+        return answer
+
+    def plain(message, context):
+        for key in ("n.running_mean", "n.running_var", "n.num_batches_tracked"):
+            message.content["arrays"].pop(key, None)
+        return honest(message, context)
+
+    found, _ = run(aggregation(name), [app] * HONEST, rounds=1, start=start)
+    bare, _ = run(aggregation(name), [plain] * HONEST, rounds=1)
+    for key, value in bare.items():
+        np.testing.assert_array_equal(found[key], value)
+    shares = np.arange(10, 17) / np.arange(10, 17).sum()  # the examples that they claim
+    expected = float(shares @ np.arange(7)) if name == "mean" else 3.0
+    np.testing.assert_allclose(found["n.running_mean"], expected, rtol=1e-6)
+    assert (found["n.running_var"] > 1e5).all() == (name == "mean")
+    assert found["n.num_batches_tracked"] == 10
+
+
 def test_names_and_options():
     for name in AGGREGATORS:
         assert aggregation(name) is not None
