@@ -215,7 +215,8 @@ def _recording(rows: list[Array], also: Any) -> Any:
 
 def _canary_of(batch: Batch, places: Tensor) -> Tensor:
     """Which canary each sample is, -1 for none: int64 (n,), on the device of the batch."""
-    return places.to(batch.x.device)[batch.ids.to(batch.x.device)]
+    # The probe that settles the mode asks with ids of its own, possibly more than there are samples.
+    return places.to(batch.x.device)[batch.ids.to(batch.x.device) % len(places)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -115,6 +115,12 @@ def test_a_real_run_is_not_resolvable_by_few_canaries() -> None:
     assert "not resolvable with 60 canaries" in found.epsilon.reason
 
 
+def test_a_handful_of_samples_is_enough_to_run() -> None:
+    found = audit_training(_net(), _data(), canaries=24, samples=2, epochs=1, batch_size=4)
+    assert set(found.conformance.unresolved) >= {"sampling rate", "draws over steps"}
+    assert found.conformance.canaries == 24
+
+
 def test_refuses_what_it_cannot_audit() -> None:
     with pytest.raises(InputError, match="claims nothing"):
         audit_training(_net(), _data(), privacy=DifferentialPrivacy(noise_multiplier=0.0))
