@@ -33,6 +33,7 @@ _LINES = 60
 # So many rows at most; the table of attacks has what is left of the lines, if that is less.
 _REASONS, _CONDITIONS, _THREATS, _ATTACKS, _CHECKS, _LEAKS = 3, 6, 5, 10, 4, 6
 _FEWEST = 2
+_LEAST = _FEWEST + 6  # lines: the shortest table of attacks, and the last line
 _LONGEST = 300
 _SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
 _OPENS_BLOCK = re.compile(r"^([-+#=]|\d+(?=[.)]))")
@@ -46,8 +47,9 @@ def summary(report: Report) -> str:
         lines += ["**NOT TRUSTED**: the figures below must not be relied on.", ""]
         lines += [*_cut((f"- {reason}" for reason in reasons), _REASONS, "- and {} more reasons"), ""]
     lines += [_escaped(report.verdict), "", *_asked(report), *_gate(report), *_scores(report)]
-    lines += [*_certified(report), *_corruptions(report), *_privacy(report)]
+    lines += [*_certified(report), *_corruptions(report)]
     checks = _checks(report)
+    lines += _privacy(report, _LINES - len(lines) - len(checks) - _LEAST)
     attacks = _attacks(report, _LINES - len(lines) - len(checks) - 1)
     lines += [
         *attacks,
@@ -169,11 +171,13 @@ def _corruptions(report: Report) -> list[str]:
     return [f"Corruptions: {_escaped(corruption_line(report.corruptions))}", ""]
 
 
-def _privacy(report: Report) -> list[str]:
+def _privacy(report: Report, room: int) -> list[str]:
+    """The section, in so many lines if that can be."""
     if report.privacy is None:
         return []
     rows = [f"- {name}: {_escaped(line)}" for name, line in privacy_lines(report.privacy, short=True)]
-    return ["## Privacy", "", *_cut(rows, _LEAKS, "- and {} more"), ""]
+    most = max(_FEWEST, min(_LEAKS, room - len(("heading", "", ""))))
+    return ["## Privacy", "", *_cut(rows, most, "- and {} more"), ""]
 
 
 def _checks(report: Report) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,9 @@ from .charts import LOOKS, drawn
 from .membership_parts import MembershipAttack
 
 __all__ = ["roc_chart"]
+
+# Names of strangers could be formulas, or nothing that a picture can hold.
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,29}")
 
 
 def roc_chart(attacks: Sequence[MembershipAttack], *, name: str, title: str) -> str:
@@ -35,7 +39,8 @@ def _draw(axes: Any, attacks: Sequence[MembershipAttack]) -> None:
         fpr = [max(rate, lowest) for rate in attack.roc.fpr]
         tpr = [max(rate, lowest) for rate in attack.roc.tpr]
         # Between two corners nothing is found: the curve is a stair.
-        axes.plot(fpr, tpr, linewidth=1.4, drawstyle="steps-post", label=attack.attack, **look)
+        label = attack.attack if _NAME.fullmatch(attack.attack) else f"attack {number + 1}"
+        axes.plot(fpr, tpr, linewidth=1.4, drawstyle="steps-post", label=label, **look)
     axes.plot([lowest, 1], [lowest, 1], color="#010203", linewidth=0.8, linestyle=(0, (1, 2)))
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -44,6 +49,8 @@ def _draw(axes: Any, attacks: Sequence[MembershipAttack]) -> None:
     axes.set_xlabel("false positive rate")
     axes.set_ylabel("true positive rate")
     axes.minorticks_off()
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda rate, _: f"{100 * rate:g} %")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#010203", alpha=0.14, linewidth=0.6)
     axes.set_axisbelow(True)
