@@ -53,7 +53,8 @@ def test_the_score_is_what_the_upper_limit_of_the_highest_advantage_leaves() -> 
         (
             {"audits": [audited(None)]},
             "epsilon in [not resolvable, 8.00] at delta 1e-05, 95 % confidence, 1,000 canaries, 1 model "
-            "(phantom canaries, one run, white box); from below: not resolvable with 1000 canaries: 40 of 80 right",
+            "(phantom canaries, one run, white box); from below: not resolvable with 1000 canaries: "
+            "40 of 80 right",
         ),
         (
             {"audits": []},
