@@ -58,6 +58,19 @@ def test_a_model_that_knows_its_data_by_heart_is_found_out(world) -> None:
     assert rate[1].tpr is None and "999 are needed" in rate[1].reason
 
 
+def test_the_control_asks_models_that_never_saw_a_sample(world) -> None:
+    target, members, others, references = world
+    x, y = (torch.from_numpy(np.concatenate([a, b])) for a, b in zip(members, others, strict=True))
+    with torch.no_grad():
+        logits = [model(x).double() for model in references.models]
+    p = torch.stack([torch.softmax(z, 1).gather(1, y[:, None])[:, 0] for z in logits]).numpy()
+    odds = np.log(p / (1 - p))
+    unseen = np.array([odds[~references.inside[:, i], i].mean() for i in range(400)])
+    expected = (unseen[:200, None] > unseen[None, 200:]).mean()
+    found = audit_membership(target, members, others, references=references, attacks=["loss"])
+    assert found.control.value == pytest.approx(expected, abs=1e-3)
+
+
 def test_a_fresh_network_gives_nothing_away(world) -> None:
     _, members, others, references = world
     with torch.random.fork_rng(devices=[]):
