@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -215,6 +216,70 @@ def test_a_mistake_is_told_in_one_line(project: Path, old: str, new: str, said: 
     assert said in refusal(path)
 
 
+PRIVACY = """
+[privacy]
+tier = "few"
+recipe = "mine.toml"
+canaries = 200
+members = 8
+attribute = "age"
+leakage = ["inversion"]
+"""
+
+
+def test_how_privacy_is_audited(project: Path) -> None:
+    path = project / "robustml.toml"
+    text = WHOLE.replace('test = "data/test.npz"', 'test = "data/test.npz"\ntrain = "data/test.npz"')
+    path.write_text(text + PRIVACY)
+    target = load_target(path)
+    assert target.privacy is not None
+    assert target.privacy.recipe == str(project / "mine.toml")
+    assert (target.privacy.reference_count, target.privacy.canaries) == (4, 200)
+    assert target.build is not None
+    assert isinstance(target.build(), nn.Module)
+    assert target.claim is None
+    path.write_text(text)
+    assert load_target(path).privacy is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('tier = "few"', 'tier = "fw"', "privacy.tier='fw'"),
+        ('tier = "few"', "references = 3", "privacy.references=3"),
+        ('tier = "few"', 'tier = "few"\nreferences = 64', "tier 'few' does not go with 64"),
+        ('recipe = "mine.toml"', "", "reference models need a recipe"),
+        ("canaries", "canarys", "privacy.canarys is not known; did you mean 'canaries'?"),
+        ("members = 8", "members = 1", "privacy.members=1"),
+        ('["inversion"]', '["invertion"]', "privacy.leakage.0='invertion'"),
+        ('train = "data/test.npz"\n', "", "privacy needs data.train"),
+    ],
+)
+def test_a_mistake_about_privacy_is_told_in_one_line(project: Path, old: str, new: str, said: str) -> None:
+    path = project / "robustml.toml"
+    text = (
+        WHOLE.replace('test = "data/test.npz"', 'test = "data/test.npz"\ntrain = "data/test.npz"') + PRIVACY
+    )
+    assert old in text
+    path.write_text(text.replace(old, new))
+    assert said in refusal(path)
+
+
+def test_what_the_file_of_the_weights_claims(project: Path) -> None:
+    path, weights = project / "robustml.toml", project / "weights" / "w.safetensors"
+    state = safetensors.torch.load_file(weights)
+    for told, claim in (
+        ({"privacy": {"epsilon": 3.0}}, {"epsilon": 3.0}),
+        ({"privacy": 3}, None),
+        ({"privacy": None}, None),
+        ([], None),
+    ):
+        safetensors.torch.save_file(state, weights, metadata={"robustml": json.dumps(told)})
+        assert load_target(path).claim == claim
+    safetensors.torch.save_file(state, weights, metadata={"robustml": "{"})
+    assert "have a header that cannot be read" in refusal(path)
+
+
 def test_several_mistakes_are_told_at_once(project: Path) -> None:
     path = project / "robustml.toml"
     path.write_text(WHOLE.replace("seed = 7", 'sed = 7\nbatch_size = "x"').replace("batch_size = 64\n", ""))
@@ -287,9 +352,10 @@ SCALARS = """
 KEYS = """
     factory onnx weights classes outputs name shape bounds dtype mean std scale features immutable integer
     one_hot test folder x layout samples select class_names suite threats seed batch_size evasion
-    "two\\nlines" ""
+    train use fit saved twin goals draws eot tier references recipe canaries members leakage attribute delta
+    epsilon "audited-epsilon" "two\\nlines" ""
 """
-TABLES = st.sampled_from(["model", "inputs", "data", "stress", "gate", '"a\\nb"'])
+TABLES = st.sampled_from(["model", "inputs", "data", "guards", "stress", "privacy", "gate", '"a\\nb"'])
 
 
 @given(
