@@ -19,6 +19,8 @@ from ..training.objective import Answers, Batch, Objective, Term, total
 
 __all__ = ["MODES", "Clip", "Each", "Functional", "Ghost", "Hooks", "Mode", "Work", "single"]
 
+_HELD = 2  # gradients are there twice while a layer hands over what it has computed
+
 Clip = Callable[[Tensor], Tensor]
 """Norms (n,) to the factors (n,) that gradients are multiplied by."""
 
@@ -98,7 +100,7 @@ class Mode(ABC):
 
     def weight(self) -> int:
         """The bytes of gradients that one sample takes."""
-        return sum(p.numel() * p.element_size() for p in self.parameters)
+        return _HELD * sum(p.numel() * p.element_size() for p in self.parameters)
 
     def close(self) -> None:  # noqa: B027
         """Take everything off the model again."""
@@ -243,7 +245,7 @@ class Ghost(_Hooked):
             sum(p.numel() * p.element_size() for p in layer.parameters(recurse=False) if p.requires_grad)
             for layer in layers
         ]
-        return max(sizes, default=0)
+        return _HELD * max(sizes, default=0)
 
     def summed(self, work: Work, clip: Clip) -> tuple[list[Tensor], Tensor]:
         losses, right = self._passed(work, again=True)
