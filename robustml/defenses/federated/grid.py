@@ -14,7 +14,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from ...errors import InputError, brief
 
-__all__ = ["FIRST_NODE", "Answer", "InProcessGrid", "identified"]
+__all__ = ["FIRST_NODE", "Answer", "InProcessGrid", "answered", "identified"]
 
 Answer = Callable[[Message, Context], Any]
 """What a node does with a message: a ClientApp, or any function like one. None is silence."""
@@ -129,13 +129,19 @@ class InProcessGrid(Grid):
         node = message.metadata.dst_node_id
         own = copy.copy(message)
         own.content = copy.deepcopy(message.content)
-        try:
-            answer = self._apps[node](own, self.contexts[node])
-        except Exception as error:  # what a client does wrong is no fault of the run
-            return Message(Error(_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
-        if answer is None or isinstance(answer, Message):
-            return None if answer is None else _signed(answer, message)
-        return Message(Error(_RAISED, f"the app returned {brief(answer)}, no message"), reply_to=message)
+        answer = answered(self._apps[node], own, self.contexts[node])
+        return None if answer is None else _signed(answer, message)
+
+
+def answered(app: Answer, message: Message, context: Context) -> Message | None:
+    """What an app answers; an error if it raises or returns something else, None if it is silent."""
+    try:
+        answer = app(message, context)
+    except Exception as error:  # what a client does wrong is no fault of the run
+        return Message(Error(_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
+    if answer is None or isinstance(answer, Message):
+        return answer
+    return Message(Error(_RAISED, f"the app returned {brief(answer)}, no message"), reply_to=message)
 
 
 def _signed(answer: Message, question: Message) -> Message:

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 
 from ...extras import need
 from .apps import client_app, server_app
 from .client import Client
 from .environment import at_home, quiet
-from .grid import InProcessGrid, identified
+from .grid import InProcessGrid, answered, identified
 from .server import Server
 
 __all__ = ["serve"]
@@ -65,7 +65,9 @@ class _Dispatch:
         self._apps = list(apps)
 
     def __call__(self, message: Any, context: Context) -> Any:
-        return self._apps[int(str(context.node_config["partition-id"]))](message, context)
+        # Flower's own error would not say what went wrong. Silence is one: Ray has no word for it.
+        answer = answered(self._apps[int(str(context.node_config["partition-id"]))], message, context)
+        return answer or Message(Error(0, "no reply"), reply_to=message)
 
 
 def _on_ray(server: Server, apps: Sequence[Any]) -> None:
