@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -21,6 +20,8 @@ from ..defenses.federated.dividing import divided
 from ..defenses.federated.environment import flower
 from ..errors import InputError, brief
 from ..sampling import seeded
+from ..wrapping import wrapped
+from .federation_matrix import Cell, FederatedStress, Spread
 
 __all__ = ["AGGREGATORS", "ATTACKS", "Cell", "FederatedStress", "Spread", "stress_federation"]
 
@@ -56,172 +57,6 @@ AGGREGATORS: dict[str, tuple[str, Options]] = {
 """The aggregators of the matrix: a name, that of a rule or strategy, and its options."""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One federation.
-
-    Attributes:
-        attack: "none" where nobody attacks.
-        aggregator, partition: As they are called in the matrix.
-        seed: Of the run.
-        right, total: Test samples that the final model has right, and all.
-        caught, tried: Test samples of other classes that it answers with the backdoor's target under the
-            trigger, and how many there are; 0 of 0 for an attack without one.
-        quarantined: Replies that the guard did not let through.
-        moved: Rounds that changed the model.
-    """
-
-    attack: str
-    aggregator: str
-    partition: str
-    seed: int
-    right: int
-    total: int
-    caught: int
-    tried: int
-    quarantined: int
-    moved: int
-
-    @property
-    def accuracy(self) -> float:
-        """Of the final model on the test data."""
-        return self.right / self.total
-
-    @property
-    def success(self) -> float | None:
-        """Of the backdoor; None without one."""
-        return self.caught / self.tried if self.tried else None
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A figure over seeds.
-
-    Attributes:
-        value: The mean.
-        low, high: Student's interval of the mean, which takes the figures for draws from a normal
-            distribution; as wide as the unit interval for a single seed.
-        count: Of seeds.
-    """
-
-    value: float
-    low: float
-    high: float
-    count: int
-
-    @classmethod
-    def of(cls, values: Sequence[float], confidence: float, low: float = 0.0) -> Spread:
-        """That of figures between `low` and 1."""
-        mean = float(np.mean(values))
-        if len(values) < 2:
-            return cls(mean, low, 1.0, len(values))
-        from scipy.special import stdtrit
-
-        half = float(stdtrit(len(values) - 1, (1 + confidence) / 2)) * float(np.std(values, ddof=1))
-        half /= math.sqrt(len(values))
-        return cls(mean, max(low, mean - half), min(1.0, mean + half), len(values))
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-@dataclass(frozen=True)
-class FederatedStress:
-    """The matrix.
-
-    Attributes:
-        cells: One per federation.
-        settings: What they have in common, as plain data.
-        confidence: Of the intervals.
-    """
-
-    cells: tuple[Cell, ...]
-    settings: dict[str, Any]
-    confidence: float = 0.95
-
-    def names(self, field: str) -> list[str]:
-        """The attacks, aggregators or partitions, in the order in which they came."""
-        return list(dict.fromkeys(getattr(cell, field) for cell in self.cells))
-
-    def accuracy(self, attack: str, aggregator: str, partition: str) -> Spread:
-        """Of the final model, over seeds."""
-        return self._spread([c.accuracy for c in self._of(attack, aggregator, partition).values()])
-
-    def success(self, attack: str, aggregator: str, partition: str) -> Spread | None:
-        """Of the backdoor, over seeds; None for an attack without one."""
-        found = [c.success for c in self._of(attack, aggregator, partition).values()]
-        return self._spread([value for value in found if value is not None]) if None not in found else None
-
-    def lost(self, attack: str, aggregator: str, partition: str) -> Spread:
-        """By how much an attack lowers the accuracy, seed by seed."""
-        before = self._of("none", aggregator, partition)
-        after = self._of(attack, aggregator, partition)
-        return self._spread([before[s].accuracy - after[s].accuracy for s in after if s in before], low=-1.0)
-
-    def price(self, aggregator: str, partition: str) -> Spread:
-        """By how much the accuracy is lower than that of the mean when nobody attacks, seed by seed."""
-        mean, own = self._of("none", "mean", partition), self._of("none", aggregator, partition)
-        return self._spread([mean[s].accuracy - own[s].accuracy for s in own if s in mean], low=-1.0)
-
-    def worst(self, aggregator: str, partition: str) -> tuple[str, Spread]:
-        """The attack that lowers the accuracy most, and by how much."""
-        attacks = [name for name in self.names("attack") if name != "none"]
-        found = {name: self.lost(name, aggregator, partition) for name in attacks}
-        name = max(found, key=lambda key: found[key].value)
-        return name, found[name]
-
-    def table(self) -> str:
-        """The matrix as a Markdown table per partition: accuracy, and a backdoor's success after a slash."""
-        attacks = self.names("attack")
-        parts = []
-        for partition in self.names("partition"):
-            head = ["aggregator", *attacks, "price", "worst loss"]
-            rows = [head, ["---"] * len(head)]
-            for name in self.names("aggregator"):
-                attack, lost = self.worst(name, partition)
-                rows.append(
-                    [
-                        name,
-                        *(self._shown(attack_, name, partition) for attack_ in attacks),
-                        f"{self.price(name, partition).value:+.3f}",
-                        f"{lost.value:+.3f} ({attack})",
-                    ]
-                )
-            lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-            parts.append(f"{partition}\n\n{lines}")
-        return "\n\n".join(parts)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return {
-            "settings": self.settings,
-            "confidence": self.confidence,
-            "cells": [dataclasses.asdict(cell) for cell in self.cells],
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> FederatedStress:
-        """What `to_dict` gave."""
-        return cls(tuple(Cell(**cell) for cell in data["cells"]), data["settings"], data["confidence"])
-
-    def _of(self, attack: str, aggregator: str, partition: str) -> dict[int, Cell]:
-        """The cells of one place in the matrix, by seed."""
-        want = (attack, aggregator, partition)
-        found = {c.seed: c for c in self.cells if (c.attack, c.aggregator, c.partition) == want}
-        if not found:
-            raise InputError(f"the matrix has no cell for {attack}, {aggregator} and {partition}")
-        return found
-
-    def _spread(self, values: Sequence[float], low: float = 0.0) -> Spread:
-        return Spread.of(values, self.confidence, low)
-
-    def _shown(self, attack: str, aggregator: str, partition: str) -> str:
-        figure = self.accuracy(attack, aggregator, partition)
-        success = self.success(attack, aggregator, partition)
-        half = f" ± {(figure.high - figure.low) / 2:.3f}" if figure.count > 1 else ""
-        return f"{figure.value:.3f}{half}" + (f" / {success.value:.2f}" if success else "")
-
-
 def stress_federation(
     net: Callable[[], nn.Module],
     train: Any,
@@ -252,7 +87,8 @@ def stress_federation(
         clients, hostile, rounds: Of each federation.
         seeds: One federation each.
         confidence: Of the intervals over seeds.
-        journal: A file of JSON lines that finished federations are written to, and are read from again.
+        journal: A file of JSON lines that finished federations are written to, and are read from again if
+            nothing is different.
         tell: Called with each cell when it is done.
         settings: Of the clients' training (see `robustml.defenses.training.Settings`).
 
@@ -275,10 +111,10 @@ def stress_federation(
     cells = []
     for partition in partitions:
         for seed in seeds:
-            work = _Work(net, train, test, partition, clients, hostile, rounds, seed, settings)
+            work = _Work(net, train, test, partition, seed, common)
             for name, (kind, options) in _named(aggregators).items():
                 for label, attack in made.items():
-                    key = _key(common, label, name, partition, seed)
+                    key = _key(common, work, label, name)
                     cell = done.get(key) or work.cell(label, attack, name, kind, options)
                     if key not in done:
                         _write(journal, key, cell)
@@ -288,49 +124,58 @@ def stress_federation(
     return FederatedStress(tuple(cells), common, confidence)
 
 
-@dataclass(frozen=True, eq=False)
 class _Work:
     """What the federations of one partition and seed have in common."""
 
-    net: Callable[[], nn.Module]
-    train: Any
-    test: Any
-    partition: str
-    clients: int
-    hostile: int
-    rounds: int
-    seed: int
-    settings: Options
+    def __init__(
+        self,
+        net: Callable[[], nn.Module],
+        train: Any,
+        test: Any,
+        partition: str,
+        seed: int,
+        common: Mapping[str, Any],
+    ) -> None:
+        self.net, self.partition, self.seed = net, partition, seed
+        self.rounds, self.settings, self.clients = common["rounds"], common["settings"], common["clients"]
+        self.theirs = range(self.clients - common["hostile"], self.clients)
+        with self._drawn():
+            model, self.shards, held, _ = divided(net(), train, None, self.clients, partition, test, seed)
+        assert held is not None
+        self.held = held
+        # A journal that was written for other data or another beginning is of no use.
+        self.begun_with = [model.fingerprint(), held.sha256, *(shard.sha256 for shard in self.shards)]
 
     def cell(self, label: str, attack: Byzantine, name: str, kind: str, options: Options) -> Cell:
+        """One federation, from its first round to its figures."""
         from ..defenses.federated import federate
         from ..defenses.federated.aggregation import aggregation
         from .hostile import Besieged
 
-        with seeded(torch.device("cpu"), "federated-stress", self.seed):
-            module = self.net()
-        model, shards, held, _ = divided(
-            module, self.train, None, self.clients, self.partition, self.test, self.seed
-        )
-        assert held is not None
-        theirs = range(self.clients - self.hostile, self.clients)
+        with self._drawn():
+            model = wrapped(self.net(), self.shards[0].x, None)
         parts = [
-            self._spoiled(attack, shard, model.classes, number) if number in theirs else (shard.x, shard.y)
-            for number, shard in enumerate(shards)
+            self._spoiled(attack, shard, model.classes, number)
+            if number in self.theirs
+            else (shard.x, shard.y)
+            for number, shard in enumerate(self.shards)
         ]
-        guard = Besieged(aggregation(kind, **options), attack, theirs, seed=self.seed)
+        guard = Besieged(aggregation(kind, **options), attack, self.theirs, seed=self.seed)
         done = federate(
             model, parts, rounds=self.rounds, aggregation=guard, seed=self.seed, device="cpu", **self.settings
         )
-        right = int((_answers(done.model, held.x) == held.y).sum())
+        x, y = self.held.x, self.held.y
+        right = int((_answers(done.model, x) == y).sum())
         caught = tried = 0
         if isinstance(attack, Backdoor):
-            others = held.x[held.y != attack.target]
-            marked = attack.trigger(torch.from_numpy(others)).numpy()
-            caught, tried = int((_answers(done.model, marked) == attack.target).sum()), len(others)
+            marked = attack.trigger(torch.from_numpy(x[y != attack.target])).numpy()
+            caught, tried = int((_answers(done.model, marked) == attack.target).sum()), len(marked)
         moved = sum(entry.moved for entry in done.history)
         refused = len(guard.quarantine)
-        return Cell(label, name, self.partition, self.seed, right, len(held.y), caught, tried, refused, moved)
+        return Cell(label, name, self.partition, self.seed, right, len(y), caught, tried, refused, moved)
+
+    def _drawn(self) -> AbstractContextManager[None]:
+        return seeded(torch.device("cpu"), "federated-stress", self.seed)
 
     def _spoiled(self, attack: Byzantine, shard: Dataset, classes: int, number: int) -> tuple[Any, Any]:
         return attack.data(shard.x, shard.y, classes, self.seed * self.clients + number)
@@ -348,10 +193,11 @@ def _named(chosen: Chosen) -> dict[str, tuple[str, Options]]:
     return {name: (name, options) for name, options in pairs}
 
 
-def _key(common: Mapping[str, Any], attack: str, aggregator: str, partition: str, seed: int) -> str:
+def _key(common: Mapping[str, Any], work: _Work, attack: str, aggregator: str) -> str:
     shared = {key: common[key] for key in ("clients", "hostile", "rounds", "settings")}
-    own = [common["attacks"][attack], common["aggregators"][aggregator], partition, seed, attack, aggregator]
-    return json.dumps([shared, own], sort_keys=True, default=str)
+    own = [common["attacks"][attack], common["aggregators"][aggregator], work.partition, work.seed]
+    text = json.dumps([shared, own, attack, aggregator, work.begun_with], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _read(journal: str | Path | None) -> dict[str, Cell]:

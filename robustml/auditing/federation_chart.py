@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..report.charts import drawn
-from .federation import FederatedStress
+from .federation_matrix import FederatedStress
 
 __all__ = ["heat_map"]
 

@@ -94,6 +94,9 @@ def test_it_is_the_same_on_repeat_and_goes_on_from_a_journal(found, tmp_path):
     again = stress(**few, journal=file)
     assert again.cells[0].right == 7 and again.cells[1:] == first.cells[1:]
     assert len(file.read_text().splitlines()) == 4
+    # Of other data it says nothing.
+    other = stress(**few, journal=file, clients=10)
+    assert len(file.read_text().splitlines()) == 8 and other.cells[0].right != 7
 
 
 def test_the_table_and_plain_data(found):

@@ -1,0 +1,181 @@
+"""The stress matrix of a federation: what each attack does to each aggregator, over seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+
+__all__ = ["Cell", "FederatedStress", "Spread"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One federation.
+
+    Attributes:
+        attack: "none" where nobody attacks.
+        aggregator, partition: As they are called in the matrix.
+        seed: Of the run.
+        right, total: Test samples that the final model has right, and all.
+        caught, tried: Test samples of other classes that it answers with the backdoor's target under the
+            trigger, and how many there are; 0 of 0 for an attack without one.
+        quarantined: Replies that the guard did not let through.
+        moved: Rounds that changed the model.
+    """
+
+    attack: str
+    aggregator: str
+    partition: str
+    seed: int
+    right: int
+    total: int
+    caught: int
+    tried: int
+    quarantined: int
+    moved: int
+
+    @property
+    def accuracy(self) -> float:
+        """Of the final model on the test data."""
+        return self.right / self.total
+
+    @property
+    def success(self) -> float | None:
+        """Of the backdoor; None without one."""
+        return self.caught / self.tried if self.tried else None
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure over seeds.
+
+    Attributes:
+        value: The mean.
+        low, high: Student's interval of the mean, which takes the figures for draws from a normal
+            distribution; as wide as the unit interval for a single seed.
+        count: Of seeds.
+    """
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float], confidence: float, low: float = 0.0) -> Spread:
+        """That of figures between `low` and 1."""
+        mean = float(np.mean(values))
+        if len(values) < 2:
+            return cls(mean, low, 1.0, len(values))
+        from scipy.special import stdtrit
+
+        half = float(stdtrit(len(values) - 1, (1 + confidence) / 2)) * float(np.std(values, ddof=1))
+        half /= math.sqrt(len(values))
+        return cls(mean, max(low, mean - half), min(1.0, mean + half), len(values))
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class FederatedStress:
+    """The matrix.
+
+    Attributes:
+        cells: One per federation.
+        settings: What they have in common, as plain data.
+        confidence: Of the intervals.
+    """
+
+    cells: tuple[Cell, ...]
+    settings: dict[str, Any]
+    confidence: float = 0.95
+
+    def names(self, field: str) -> list[str]:
+        """The attacks, aggregators or partitions, in the order in which they came."""
+        return list(dict.fromkeys(getattr(cell, field) for cell in self.cells))
+
+    def accuracy(self, attack: str, aggregator: str, partition: str) -> Spread:
+        """Of the final model, over seeds."""
+        return self._spread([c.accuracy for c in self._of(attack, aggregator, partition).values()])
+
+    def success(self, attack: str, aggregator: str, partition: str) -> Spread | None:
+        """Of the backdoor, over seeds; None for an attack without one."""
+        found = [c.success for c in self._of(attack, aggregator, partition).values()]
+        return self._spread([value for value in found if value is not None]) if None not in found else None
+
+    def lost(self, attack: str, aggregator: str, partition: str) -> Spread:
+        """By how much an attack lowers the accuracy, seed by seed."""
+        before = self._of("none", aggregator, partition)
+        after = self._of(attack, aggregator, partition)
+        return self._spread([before[s].accuracy - after[s].accuracy for s in after if s in before], low=-1.0)
+
+    def price(self, aggregator: str, partition: str) -> Spread:
+        """By how much the accuracy is lower than that of the mean when nobody attacks, seed by seed."""
+        mean, own = self._of("none", "mean", partition), self._of("none", aggregator, partition)
+        return self._spread([mean[s].accuracy - own[s].accuracy for s in own if s in mean], low=-1.0)
+
+    def worst(self, aggregator: str, partition: str) -> tuple[str, Spread]:
+        """The attack that lowers the accuracy most, and by how much."""
+        attacks = [name for name in self.names("attack") if name != "none"]
+        found = {name: self.lost(name, aggregator, partition) for name in attacks}
+        name = max(found, key=lambda key: found[key].value)
+        return name, found[name]
+
+    def table(self) -> str:
+        """The matrix as a Markdown table per partition: accuracy, and a backdoor's success after a slash."""
+        attacks = self.names("attack")
+        parts = []
+        for partition in self.names("partition"):
+            head = ["aggregator", *attacks, "price", "worst loss"]
+            rows = [head, ["---"] * len(head)]
+            for name in self.names("aggregator"):
+                attack, lost = self.worst(name, partition)
+                rows.append(
+                    [
+                        name,
+                        *(self._shown(attack_, name, partition) for attack_ in attacks),
+                        f"{self.price(name, partition).value:+.3f}",
+                        f"{lost.value:+.3f} ({attack})",
+                    ]
+                )
+            lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+            parts.append(f"{partition}\n\n{lines}")
+        return "\n\n".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "settings": self.settings,
+            "confidence": self.confidence,
+            "cells": [dataclasses.asdict(cell) for cell in self.cells],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> FederatedStress:
+        """What `to_dict` gave."""
+        return cls(tuple(Cell(**cell) for cell in data["cells"]), data["settings"], data["confidence"])
+
+    def _of(self, attack: str, aggregator: str, partition: str) -> dict[int, Cell]:
+        """The cells of one place in the matrix, by seed."""
+        want = (attack, aggregator, partition)
+        found = {c.seed: c for c in self.cells if (c.attack, c.aggregator, c.partition) == want}
+        if not found:
+            raise InputError(f"the matrix has no cell for {attack}, {aggregator} and {partition}")
+        return found
+
+    def _spread(self, values: Sequence[float], low: float = 0.0) -> Spread:
+        return Spread.of(values, self.confidence, low)
+
+    def _shown(self, attack: str, aggregator: str, partition: str) -> str:
+        figure = self.accuracy(attack, aggregator, partition)
+        success = self.success(attack, aggregator, partition)
+        half = f" ± {(figure.high - figure.low) / 2:.3f}" if figure.count > 1 else ""
+        return f"{figure.value:.3f}{half}" + (f" / {success.value:.2f}" if success else "")
