@@ -121,7 +121,7 @@ def stress_federation(
                     if tell:
                         tell(cell)
                     cells.append(cell)
-    return FederatedStress(tuple(cells), common, confidence)
+    return FederatedStress(tuple(cells), json.loads(json.dumps(common, default=repr)), confidence)
 
 
 class _Work:
@@ -196,7 +196,7 @@ def _named(chosen: Chosen) -> dict[str, tuple[str, Options]]:
 def _key(common: Mapping[str, Any], work: _Work, attack: str, aggregator: str) -> str:
     shared = {key: common[key] for key in ("clients", "hostile", "rounds", "settings")}
     own = [common["attacks"][attack], common["aggregators"][aggregator], work.partition, work.seed]
-    text = json.dumps([shared, own, attack, aggregator, work.begun_with], sort_keys=True, default=str)
+    text = json.dumps([shared, own, attack, aggregator, work.begun_with], sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

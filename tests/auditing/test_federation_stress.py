@@ -13,7 +13,10 @@ pytest.importorskip("flwr")
 
 from robustml.auditing.federation import Cell, FederatedStress, Spread, stress_federation
 from robustml.auditing.federation_chart import heat_map
+from robustml.defenses.federated import ClientPrivacy
+from robustml.defenses.training import PGD
 from robustml.errors import InputError
+from robustml.threats import Linf
 
 ATTACKS = {
     "sign-flip": ("sign-flip", {"scale": 8.0}),
@@ -114,6 +117,19 @@ def test_the_heat_map_says_what_the_cells_say(found):
     assert f"{found.accuracy('sign-flip', 'mean', 'iid')}" in picture
     with pytest.raises(InputError, match="no cell"):
         heat_map(found, "dirichlet:1")
+
+
+def test_objectives_and_privacy_go_through_it():
+    """Adversarial training on the clients, a private trimmed mean on the server, and hostile clients."""
+    privacy = ClientPrivacy(clip=1.0, clients=11, noise_multiplier=0.01, seed=0)
+    found = stress(
+        attacks={"sign-flip": ATTACKS["sign-flip"]},
+        aggregators={"private": ("trimmed-mean", {"hostile": 2, "privacy": privacy})},
+        seeds=[0],
+        objective=PGD(Linf(0.05), steps=1),
+    )
+    assert found.accuracy("sign-flip", "private", "iid").value > 0.9
+    assert "noise_multiplier=0.01" in json.dumps(found.to_dict())
 
 
 def test_intervals_over_seeds_are_students():
