@@ -33,7 +33,7 @@ Gradients = tuple[Tensor, ...]
 """One tensor per parameter of the module that requires a gradient, in its order."""
 Match = Literal["cosine", "euclidean"]
 
-_RATE = 0.1  # of signed Adam, in units of the range of the input (Geiping et al. 2020, section 6)
+_RATE = 0.1  # of signed Adam, in units of the range of the input (Geiping et al. 2020)
 _DROPS = (3 / 8, 5 / 8, 7 / 8)  # of the steps, where the rate falls to a tenth
 _CLOSE = 1e-9  # a loss at which there is nothing left to match
 _EXACT = 1e-12  # a squared error below which an input counts as found

@@ -25,7 +25,7 @@ class LabelFlip(Byzantine):
     """
 
     name: ClassVar[str] = "label-flip"
-    reference: ClassVar[str] = "Tolpegin et al. 2020, section 3"
+    reference: ClassVar[str] = "Tolpegin et al. 2020"
     source: int | None = None
     target: int | None = None
 

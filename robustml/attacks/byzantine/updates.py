@@ -26,7 +26,7 @@ class SignFlip(Byzantine):
     """
 
     name: ClassVar[str] = "sign-flip"
-    reference: ClassVar[str] = "Li et al. 2019 (RSA), section 5"
+    reference: ClassVar[str] = "Li et al. 2019 (RSA)"
     scale: float = 4.0
 
     def __post_init__(self) -> None:
@@ -45,7 +45,7 @@ class InnerProduct(Byzantine):
     """
 
     name: ClassVar[str] = "inner-product"
-    reference: ClassVar[str] = "Xie et al. 2019 (Fall of empires), section 4"
+    reference: ClassVar[str] = "Xie, Koyejo and Gupta 2019 (Fall of Empires)"
     scale: float = 0.5
 
     def __post_init__(self) -> None:
@@ -64,7 +64,7 @@ class Gaussian(Byzantine):
     """
 
     name: ClassVar[str] = "gaussian"
-    reference: ClassVar[str] = "Blanchard et al. 2017, section 5"
+    reference: ClassVar[str] = "Blanchard et al. 2017"
     scale: float = 10.0
 
     def __post_init__(self) -> None:
@@ -86,7 +86,7 @@ class Alie(Byzantine):
     """
 
     name: ClassVar[str] = "alie"
-    reference: ClassVar[str] = "Baruch et al. 2019, algorithm 3"
+    reference: ClassVar[str] = "Baruch, Baruch and Goldberg 2019"
     deviations: float | None = None
 
     def __post_init__(self) -> None:
@@ -121,7 +121,7 @@ class MinMax(Byzantine):
     """
 
     name: ClassVar[str] = "min-max"
-    reference: ClassVar[str] = "Shejwalkar and Houmansadr 2021, equation 6"
+    reference: ClassVar[str] = "Shejwalkar and Houmansadr 2021, min-max"
     direction: Direction = "std"
 
     def __post_init__(self) -> None:
@@ -150,7 +150,7 @@ class MinSum(MinMax):
     """As far from the honest mean as the sum of squared distances from the honest does not give away."""
 
     name: ClassVar[str] = "min-sum"
-    reference: ClassVar[str] = "Shejwalkar and Houmansadr 2021, equation 7"
+    reference: ClassVar[str] = "Shejwalkar and Houmansadr 2021, min-sum"
 
     def _reach(self, honest: Array, mean: Array, away: Array) -> float:
         limit = max(float(np.square(honest - one).sum()) for one in honest)

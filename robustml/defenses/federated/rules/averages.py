@@ -71,7 +71,7 @@ class TrimmedMean(Tolerant):
 
 @dataclass(frozen=True)
 class NormBounding(Rule):
-    """The mean of updates scaled down to a length (Sun et al. 2019, section 4).
+    """The mean of updates scaled down to a length (Sun et al. 2019).
 
     f hostile clients of n move it by 2 f / n of the length at most.
 

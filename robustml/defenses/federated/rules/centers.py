@@ -65,7 +65,7 @@ def _weiszfeld(rows: Array, shares: Array, at: Array) -> Array:
 
 @dataclass(frozen=True)
 class CenteredClipping(Rule):
-    """The mean of updates, clipped around the last round's (Karimireddy et al. 2021, algorithm 2).
+    """The mean of updates, clipped around the last round's (Karimireddy, He and Jaggi 2021).
 
     f hostile clients of n move it by 2 f / n of the radius per step at most.
 

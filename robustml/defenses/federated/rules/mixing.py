@@ -17,7 +17,7 @@ __all__ = ["NearestNeighborMixing"]
 
 @dataclass(frozen=True)
 class NearestNeighborMixing(Tolerant):
-    """Every update becomes the mean of those nearest to it (Allouah et al. 2023, algorithm 2).
+    """Every update becomes the mean of those nearest to it (Allouah et al. 2023).
 
     As many are averaged as there are honest clients, itself among them. It makes updates of honest clients
     with different data look alike, so that the rule after it does not take the unusual for the hostile.

@@ -36,7 +36,7 @@ class Krum(Tolerant):
 
 @dataclass(frozen=True)
 class MultiKrum(Krum):
-    """The mean of the updates that are nearest to their neighbors (Blanchard et al. 2017, section 4).
+    """The mean of the updates that are nearest to their neighbors (Blanchard et al. 2017).
 
     Attributes:
         hostile: How many of the clients may be hostile; (clients - 3) / 2 at most.
@@ -62,7 +62,7 @@ class MultiKrum(Krum):
 
 @dataclass(frozen=True)
 class Bulyan(Tolerant):
-    """Krum again and again, then a trimmed mean around the median (El Mhamdi et al. 2018, section 4).
+    """Krum again and again, then a trimmed mean around the median (El Mhamdi, Guerraoui and Rouault 2018).
 
     Attributes:
         hostile: How many of the clients may be hostile; (clients - 3) / 4 at most.
