@@ -113,12 +113,24 @@ class Job:
     @cached_property
     def members(self) -> Dataset:
         """All members, or as many as are to be asked about, drawn at random."""
-        train = self.train
-        if self.table.members is None or self.table.members >= len(train):
-            return train
-        drawn = np.random.default_rng([self.seed, 2]).permutation(len(train))[: self.table.members]
-        rows = np.sort(drawn)
-        return Dataset(train.x[rows], train.y[rows], train.name)
+        return self.train if self._asked.all() else self._part(self._asked)
+
+    @cached_property
+    def common(self) -> Dataset | None:
+        """The members that are not asked about, which every reference model is trained on; None for none."""
+        return None if self._asked.all() else self._part(~self._asked)
+
+    def _part(self, rows: np.ndarray[Any, Any]) -> Dataset:
+        return Dataset(self.train.x[rows], self.train.y[rows], self.train.name)
+
+    @cached_property
+    def _asked(self) -> np.ndarray[Any, Any]:
+        """Which members are asked about, bool (n,)."""
+        count = len(self.train)
+        asked = np.zeros(count, dtype=bool)
+        drawn = np.random.default_rng([self.seed, 2]).permutation(count)
+        asked[drawn[: self.table.members or count]] = True
+        return asked
 
     @property
     def train(self) -> Dataset:

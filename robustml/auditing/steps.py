@@ -96,6 +96,7 @@ def _references(job: Job) -> References | None:
         job.members,
         job.others,
         count=count,
+        common=job.common,
         out=job.out / "privacy" / "references",
         seed=job.seed,
         device=job.device,
