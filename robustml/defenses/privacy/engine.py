@@ -194,6 +194,7 @@ class Private:
         self._mode: Mode | None = None
         self._chosen = privacy.mode
         self._sums: list[Tensor] | None = None
+        self._real = 0
 
     def _noise(self, steps: int) -> float:
         privacy = self.privacy
@@ -243,15 +244,25 @@ class Private:
         return self._mode
 
     def parts(self, rows: Rows) -> Iterator[Rows]:
-        """A batch in parts that there is memory for."""
+        """A batch in parts that there is memory for, filled up to one of a few sizes.
+
+        Libraries compile a kernel for every size that they meet, and keep it: with sizes that are drawn, that
+        costs more time than some rows that do not count, and memory that grows and grows.
+        """
         assert self.mode is not None
-        yield from zip(*(torch.split(column, self.physical) for column in rows), strict=True)
+        step = max(1, math.isqrt(self.batch_size) // 2)
+        for part in zip(*(torch.split(column, self.physical) for column in rows), strict=True):
+            self._real = n = len(part[1])
+            size = min(-(-n // step) * step, max(self.physical, n))
+            filled = torch.arange(size).clamp(max=n - 1) if n else torch.arange(0)
+            yield tuple(column[filled] for column in part) if size > n else part
 
     def add(
         self, model: Classifier, objective: Objective, terms: Sequence[Term], batch: Batch, z: Tensor
     ) -> Tensor:
         """Add some samples' clipped gradients to this step; the sum of losses, and how many were right."""
-        sums, facts = self.mode.summed(Work(model, objective, terms, batch, z), self.mechanism.factors)
+        work = Work(model, objective, terms, batch, z, self._real)
+        sums, facts = self.mode.summed(work, self.mechanism.factors)
         self._sums = sums if self._sums is None else [a + b for a, b in zip(self._sums, sums, strict=True)]
         return facts
 

@@ -47,6 +47,7 @@ class Work:
         objective, terms: What gives one loss per sample.
         batch: The samples.
         z: Their views, (views * n, *shape).
+        real: How many of them count, None for all: those behind fill the batch up.
     """
 
     model: Classifier
@@ -54,12 +55,24 @@ class Work:
     terms: Sequence[Term]
     batch: Batch
     z: Tensor
+    real: int | None = None
+
+    def factors(self, clip: Clip, norms: Tensor) -> Tensor:
+        """What gradients with these norms (n,) are multiplied by: 0 for those that do not count."""
+        factors = clip(norms)
+        if self.real is not None:
+            factors[self.real :] = 0
+        return factors
+
+    def facts(self, losses: Tensor, right: Tensor) -> Tensor:
+        """The sum of the losses that count, and how many were right."""
+        return torch.stack([losses[: self.real].detach().double().sum(), right.double()])
 
     def losses(self) -> tuple[Tensor, Tensor]:
-        """Losses (n,) with their graph, and how many were right."""
+        """Losses (n,) with their graph, and how many of those that count were right."""
         ask = _Apart(self.model, len(self.batch))
         losses = total(self.objective, self.terms, ask, self.batch, self.z)
-        return losses, ask.right(self.batch.y)
+        return losses, ask.right(self.batch.y[: self.real])
 
 
 def single(batch: Batch, z: Tensor, row: int) -> tuple[Batch, Tensor]:
@@ -106,10 +119,6 @@ class Mode(ABC):
         """Take everything off the model again."""
 
 
-def _facts(losses: Tensor, right: Tensor) -> Tensor:
-    return torch.stack([losses.detach().double().sum(), right.double()])
-
-
 def _norms(gradients: Sequence[Tensor]) -> Tensor:
     """The norm of each sample's gradient (n,), over all parameters (n, *shape)."""
     parts = [torch.linalg.vector_norm(each.flatten(1), dim=1) for each in gradients]
@@ -129,9 +138,10 @@ class Each(Mode):
     def summed(self, work: Work, clip: Clip) -> tuple[list[Tensor], Tensor]:
         sums = [torch.zeros_like(p) for p in self.parameters]
         facts = torch.zeros(2, dtype=torch.float64, device=work.batch.x.device)
-        for row in range(len(work.batch)):
+        for row in range(len(work.batch) if work.real is None else work.real):
             batch, z = single(work.batch, work.z, row)
-            losses, right = Work(work.model, work.objective, work.terms, batch, z).losses()
+            one = Work(work.model, work.objective, work.terms, batch, z)
+            losses, right = one.losses()
             found = torch.autograd.grad(losses.sum(), self.parameters, allow_unused=True)
             gradients = [
                 torch.zeros_like(p)[None] if g is None else g[None]
@@ -139,7 +149,7 @@ class Each(Mode):
             ]
             for held, part in zip(sums, _weighted(clip(_norms(gradients)), gradients), strict=True):
                 held += part
-            facts += _facts(losses, right)
+            facts += one.facts(losses, right)
         return sums, facts
 
 
@@ -209,9 +219,9 @@ class Hooks(_Hooked):
         losses, right = self._passed(work)
         n = len(work.batch)
         gradients = [_one(p, n) for p in self.parameters]
-        sums = _weighted(clip(_norms(gradients)), gradients)
+        sums = _weighted(work.factors(clip, _norms(gradients)), gradients)
         self._forget()
-        return sums, _facts(losses, right)
+        return sums, work.facts(losses, right)
 
 
 def _one(parameter: nn.Parameter, n: int) -> Tensor:
@@ -251,12 +261,12 @@ class Ghost(_Hooked):
         losses, right = self._passed(work, again=True)
         parts = [getattr(p, "_norm_sample", None) for p in self.parameters]
         norms = torch.linalg.vector_norm(torch.stack([part for part in parts if part is not None]), dim=0)
-        weighted = (clip(norms) * losses).sum()
+        weighted = (work.factors(clip, norms) * losses).sum()
         with _quiet():
             found = torch.autograd.grad(weighted, self.parameters, allow_unused=True)
         sums = [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, found, strict=True)]
         self._forget()
-        return sums, _facts(losses, right)
+        return sums, work.facts(losses, right)
 
 
 class _Loss(nn.Module):
@@ -298,7 +308,8 @@ class Functional(Mode):
         weights = {name: p.detach() for name, p in given.items()}
         found, (losses, right) = across(weights, *rows)
         gradients = [found[name] for name in names]
-        return _weighted(clip(_norms(gradients)), gradients), _facts(losses, right.sum())
+        factors = work.factors(clip, _norms(gradients))
+        return _weighted(factors, gradients), work.facts(losses, right[: work.real].sum())
 
 
 MODES: dict[str, type[Mode]] = {mode.name: mode for mode in (Hooks, Ghost, Functional, Each)}
