@@ -29,6 +29,8 @@ Array = np.ndarray[Any, Any]
 _FEWEST = 8
 # A logarithm that is known no better than this has no interval worth showing, nor one that holds.
 _BLURRED = 0.35
+# Without noise everything is known to the last digit, of which gradients in single precision have few.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -238,7 +240,7 @@ def _parameters(inside: Array, outside: Array, claims: Claims, confidence: float
         rows = ((rows[0][0], rows[0][1], 0.0, ratio), rows[1])
     measured = []
     for name, claimed, value, variance in rows:
-        width = math.exp(reach * math.sqrt(variance)) if not blurred else 1.0
+        width = math.exp(reach * math.sqrt(variance) + _ROUNDING) if not blurred else 1.0
         measured.append(_parameter(name, claimed, value, value / width, value * width, confidence, blurred))
     center, width = float(logit(found.rate)), reach * math.sqrt(spread[0, 0])
     low, high = float(expit(center - width)), float(expit(center + width))
