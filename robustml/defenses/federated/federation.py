@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,9 @@ import torch
 from torch import nn
 
 from ...classifier import Classifier
+from ...data import Dataset
 from ...errors import InputError, brief, suggest
+from ...extras import need
 from ...files import writing
 from ...inputs import InputSpec
 from ...wrapping import pick_device
@@ -61,8 +64,8 @@ def federate(
 ) -> Federated:
     """Train a model, in place, on data that stay with their owners (McMahan et al. 2017).
 
-    In each round the server sends the weights to the clients, each trains them on its own data by the loop of
-    `harden`, and the server aggregates what comes back. A client that fails is left out of its round.
+    In each round the server sends the weights to the clients, each trains them on its own data by the loop
+    of `harden`, and the server aggregates what comes back, without clients that failed.
 
     Args:
         model: A `Classifier`, or a module whose input space and classes are inferred from the data.
@@ -72,8 +75,7 @@ def federate(
         partition: How: "iid", or "dirichlet:0.3" for shares of the classes that differ between clients.
         objective: What clients minimise; plain cross-entropy if None.
         terms: What is added to it, such as regularizers.
-        privacy: Differential privacy for each client's samples, over all rounds together. Each client keeps a
-            ledger of its own.
+        privacy: Differential privacy for each client's samples, over all rounds together.
         aggregation: The name of a rule (see `aggregation`), or any `flwr.serverapp.strategy.Strategy`; it is
             put behind a guard, unless it is `Guarded` already.
         validation: What the server judges each round by: a pair (x, y), a share of one data set, or None.
@@ -101,55 +103,78 @@ def federate(
     flower()
     _check(rounds=rounds, deadline=deadline, keep=keep, runtime=runtime, seed=seed, settings=settings)
     classifier, shards, held, how = divided(model, data, inputs, clients, partition, validation, seed)
-    if keep != "last" and held is None:
-        raise InputError(f"keep={keep!r} needs validation data to judge rounds by")
+    corrupted = dict(hostile or {})
+    _check_parts(corrupted, len(shards), keep, held)
     settings = {**_DEFAULTS, **settings}
     bound = (objective or Standard()).within(classifier.inputs)
     bound.check(classifier)
-    _check_clients(hostile or {}, len(shards))
     strategy = _strategy(aggregation, len(shards), seed)
-    plan: dict[str, Any] = {
+    plan = {
+        **_who(classifier, shards, held, how),
+        **_trained_how(classifier, bound, terms, {**settings, "seed": seed}, privacy, rounds),
+        "aggregation": _named(strategy),
+        "hostile": {str(number): _called(made) for number, made in sorted(corrupted.items())},
+        "keep": keep,
+    }
+    from .runtimes import Client, Server, serve
+
+    place = str(pick_device(device))
+    judged = {"keep": keep, "seed": seed, "device": place, "deadline": float(deadline), "show": progress}
+    kept = {"out": _folder(out, resume=resume), "resume": resume, "plan": {"kind": "federation", **plan}}
+    given: dict[str, Any] = {**judged, **kept}
+    server = Server(classifier, strategy, rounds, _tensors(held), bound.threats, **given)
+    more = (bound, tuple(terms), settings, seed, place, privacy, rounds)
+    parts = [Client(classifier, part, *more) for part in shards]
+    serve(server, parts, corrupted, runtime)
+    return outcome(server, plan, time.perf_counter() - begun)
+
+
+def _who(classifier: Classifier, shards: Sequence[Dataset], held: Dataset | None, how: str) -> dict[str, Any]:
+    """The model and the data, as plain data."""
+    return {
         "partition": how,
         "clients": [part.sha256 for part in shards],
         "samples": [len(part) for part in shards],
         "validation": None if held is None else held.sha256,
-        "objective": _described(bound),
-        "terms": [_described(term) for term in terms],
-        "settings": _settings({**settings, "seed": seed}).to_dict(),
-        "aggregation": _named(strategy),
-        "hostile": {str(number): _called(made) for number, made in sorted((hostile or {}).items())},
-        "privacy": None if privacy is None else _promised(privacy, rounds),
-        "keep": keep,
         "inputs": classifier.inputs.to_dict(),
         "classes": classifier.classes,
         "begun_with": classifier.fingerprint(),
     }
-    place = str(pick_device(device))
-    from .client import Client
-    from .runtimes import serve
-    from .server import Server
 
-    server = Server(
-        classifier,
-        strategy,
-        rounds,
-        None if held is None else (torch.from_numpy(held.x), torch.from_numpy(held.y)),
-        bound.threats,
-        keep=keep,
-        seed=seed,
-        device=place,
-        deadline=float(deadline),
-        out=_folder(out, resume=resume),
-        resume=resume,
-        plan={"kind": "federation", **plan},
-        show=progress,
-    )
-    parts = [
-        Client(classifier, part, bound, tuple(terms), settings, seed, place, privacy, rounds)
-        for part in shards
-    ]
-    serve(server, parts, hostile or {}, runtime)
-    return outcome(server, plan, time.perf_counter() - begun)
+
+def _trained_how(
+    model: Classifier,
+    objective: Objective,
+    terms: Sequence[Term],
+    settings: Mapping[str, Any],
+    privacy: DifferentialPrivacy | None,
+    rounds: int,
+) -> dict[str, Any]:
+    """What a client does between two rounds, as plain data.
+
+    Raises:
+        InputError: for a combination that privacy cannot do: it would be refused by every client in turn.
+    """
+    chosen = _settings(dict(settings))
+    if privacy is not None:
+        need("opacus", extra="privacy", why="private training")
+        from ..privacy.engine import refuse
+        from ..privacy.prepare import check, in_place
+
+        refuse(objective, terms, chosen, privacy)
+        trial = copy.deepcopy(model)
+        in_place(trial)
+        check(trial)
+    return {
+        "objective": _described(objective),
+        "terms": [_described(term) for term in terms],
+        "settings": chosen.to_dict(),
+        "privacy": None if privacy is None else _promised(privacy, rounds),
+    }
+
+
+def _tensors(held: Dataset | None) -> tuple[torch.Tensor, torch.Tensor] | None:
+    return None if held is None else (torch.from_numpy(held.x), torch.from_numpy(held.y))
 
 
 def _promised(privacy: DifferentialPrivacy, rounds: int) -> dict[str, Any]:
@@ -174,7 +199,9 @@ def _check(
     _settings(dict(settings))
 
 
-def _check_clients(hostile: Mapping[int, Any], clients: int) -> None:
+def _check_parts(hostile: Mapping[Any, Any], clients: int, keep: str, held: Dataset | None) -> None:
+    if keep != "last" and held is None:
+        raise InputError(f"keep={keep!r} needs validation data to judge rounds by")
     for number in hostile:
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < clients:
             raise InputError(f"hostile names client {brief(number)}; clients are numbered 0 to {clients - 1}")

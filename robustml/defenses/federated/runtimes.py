@@ -19,7 +19,7 @@ from .environment import at_home, quiet
 from .grid import InProcessGrid, answered, identified
 from .server import Server
 
-__all__ = ["serve"]
+__all__ = ["Client", "Server", "serve"]
 
 Hostile = Mapping[int, Callable[[Any], Any]]
 

@@ -161,3 +161,14 @@ def test_adversarial_private_and_robust_in_one_call() -> None:
     assert done.history[-1].clean > done.history[0].clean
     assert done.privacy["samples"]["epsilon"] > 0
     assert done.provenance["hostile"].keys() == {"3"}
+
+
+def test_what_privacy_cannot_do_is_refused_before_anything_is_trained() -> None:
+    from robustml.defenses.training import Free
+
+    with pytest.raises(rml.InputError, match="privacy cannot be accounted for it"):
+        run(privacy=NOISY, objective=Free(rml.Linf(0.05)))
+    with pytest.raises(rml.InputError, match="precision"):
+        run(privacy=NOISY, precision="bfloat16")
+    with pytest.raises(rml.InputError, match="normalises over the batch"):
+        run(rounds=1, privacy=NOISY, norm=True)
