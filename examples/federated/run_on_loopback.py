@@ -117,9 +117,11 @@ class Services:
             "OMP_NUM_THREADS": "1",
             "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
         }
+        (folder / "tmp").mkdir()
+        self.environment["TMPDIR"] = str(folder / "tmp")
         self.running: list[subprocess.Popen[bytes]] = []
 
-    def start(self, name: str, *arguments: str) -> None:
+    def start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
                 [str(BIN / arguments[0]), *arguments[1:]],
@@ -131,6 +133,7 @@ class Services:
                 start_new_session=True,
             )
         self.running.append(process)
+        return process
 
     def flwr(self, *arguments: str, timeout: float) -> str:
         """Run a command of Flower's, and give back what it says."""
@@ -172,6 +175,16 @@ def healthy(url: str, authority: Path, until: float) -> None:
     raise SystemExit(f"the SuperLink at {url} did not answer in time")
 
 
+def turned_away(stranger: subprocess.Popen[bytes], until: float) -> None:
+    """Make sure that a SuperNode whose key nobody knows has given up."""
+    try:
+        code = stranger.wait(max(until - time.monotonic(), 0))
+    except subprocess.TimeoutExpired:
+        raise SystemExit("a SuperNode with a key that is not registered was not turned away") from None
+    if code == 0:
+        raise SystemExit("a SuperNode with a key that is not registered ended as if all was well")
+
+
 def shared_out(folder: Path, nodes: int) -> None:
     """The data of each node, and of the server."""
     from sklearn.datasets import load_digits
@@ -198,7 +211,7 @@ def outcome(folder: Path, rounds: int, nodes: int) -> float:
 
 def run(folder: Path, rounds: int, nodes: int, timeout: float, services: Services) -> float:
     until = time.monotonic() + timeout
-    port, *node_ports = ports(1 + nodes)
+    port, *node_ports = ports(2 + nodes)
     address = f"127.0.0.1:{port}"
     authority = folder / "ca.crt"
     (folder / "flower").mkdir()
@@ -213,18 +226,23 @@ def run(folder: Path, rounds: int, nodes: int, timeout: float, services: Service
         *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
     )
     healthy(f"https://{address}", authority, until)
-    for number in range(nodes):
-        node_key(folder / f"node-{number}.key")
-        left = until - time.monotonic()
-        services.flwr("supernode", "register", str(folder / f"node-{number}.pub"), "loopback", timeout=left)
-        services.start(
-            f"node-{number}",
+
+    def node(name: str, number: int) -> subprocess.Popen[bytes]:
+        node_key(folder / f"{name}.key")
+        if name != "stranger":
+            left = until - time.monotonic()
+            services.flwr("supernode", "register", str(folder / f"{name}.pub"), "loopback", timeout=left)
+        return services.start(
+            name,
             *("flower-supernode", "--superlink", address, "--root-certificates", "ca.crt"),
-            *("--auth-supernode-private-key", f"node-{number}.key"),
+            *("--auth-supernode-private-key", f"{name}.key"),
             *("--port", str(node_ports[number]), "--max-wait-time", "60"),
-            "--node-config",
-            f'partition-id={number} data="{folder / f"node-{number}.npz"}"',
+            *("--node-config", f'partition-id={number} data="{folder / f"{name}.npz"}"'),
         )
+
+    stranger = node("stranger", nodes)
+    for number in range(nodes):
+        node(f"node-{number}", number)
     config = (
         f'rounds={rounds} clients={nodes} out="{folder / "server"}" validation="{folder / "validation.npz"}"'
     )
@@ -235,6 +253,7 @@ def run(folder: Path, rounds: int, nodes: int, timeout: float, services: Service
         if status.startswith("finished"):
             if status != "finished:completed":
                 raise SystemExit(f"the run is {status}; see {folder / 'superlink.log'}")
+            turned_away(stranger, until)
             return outcome(folder, rounds, nodes)
         time.sleep(1)
     raise SystemExit(f"the run did not end within {timeout:g} s; see {folder / 'superlink.log'}")
