@@ -14,6 +14,11 @@ ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("[0-9][0-9]_*.py"))
 # What the last line says and which file is left, where it is no figure of a stress test.
 OTHERS = {
+    "08_private_training": (
+        r"result: epsilon in \[(\d\.\d\d|not resolvable), [78]\.\d\d\] at delta 1e-05, accuracy .* % \[.*\] "
+        r"against \d\d\.\d % without privacy, privacy score \d\d\.\d",
+        "report.json",
+    ),
     "09_audit_membership": (
         r"result: [\w-]+, the strongest of \d attacks, .* 0\.\d+ \[.*\]: privacy score \d+\.\d",
         "references.json",
