@@ -269,3 +269,8 @@ def test_parts_are_about_their_samples() -> None:
     one = found.per_class[0]
     alone = auc(scores[:1000][y[:1000] == 0], scores[1000:][y[1000:] == 0])
     assert one.auc.value == alone.value and one.auc.high > alone.high
+
+
+def test_the_highest_score_that_six_hundred_samples_can_give() -> None:
+    alike = np.arange(600.0)
+    assert 100 * (1 - advantage(alike, alike).high) == pytest.approx(92.2, abs=0.1)
