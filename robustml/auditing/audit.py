@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..attacks.leakage.attributes import attribute_of
 from ..errors import InputError
 from ..report.model import Report
 from ..report.parts import Clean
@@ -103,6 +104,8 @@ def checked(job: Job) -> Job:
         )
     if len(target.data) < 2 or len(job.members) < 2:
         raise InputError("an audit needs at least 2 members and 2 non-members")
+    if job.feature is not None:
+        attribute_of(job.model.inputs, job.train.x, job.feature, bins=2)
     if job.recipe is not None:
         # Each of these refuses what it cannot do.
         _ = job.training, job.base

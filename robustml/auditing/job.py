@@ -143,6 +143,16 @@ class Job:
         return self.target.data
 
     @property
+    def feature(self) -> int | str | None:
+        """The feature to infer, by its name or, where features have none, by its index."""
+        asked = self.table.attribute
+        return (
+            int(asked)
+            if asked is not None and not self.model.inputs.features and asked.isdecimal()
+            else asked
+        )
+
+    @property
     def others(self) -> Dataset:
         """The non-members that membership inference asks about; it leaves out members' equals itself."""
         return self.non_members if self.train is self.members else self.strangers

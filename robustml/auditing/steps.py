@@ -158,12 +158,12 @@ def attribute(job: Job) -> Fields:
     Raises:
         InputError: if there is no such feature, or the data are too few to learn from.
     """
-    assert job.table.attribute is not None
+    assert job.feature is not None
     found = attribute_test(
         job.model,
         job.members,
         job.strangers,
-        feature=job.table.attribute,
+        feature=job.feature,
         seed=job.seed,
         device=job.device,
         confidence=job.confidence,
