@@ -18,6 +18,7 @@ from .errors import InputError, brief
 from .goals import parse_goals
 from .inputs import InputSpec
 from .progress import display_for
+from .report.federated import keep_federated
 from .report.model import Report
 from .runs import DEFAULT_BATCH, run_target, save_report
 from .schema import validated
@@ -27,6 +28,7 @@ from .threats import Threat, parse_threat
 from .wrapping import collected, wrapped
 
 if TYPE_CHECKING:
+    from .defenses.federated import Federated
     from .defenses.privacy import Guarantee
 
 __all__ = ["audit", "stress_test", "target_of"]
@@ -62,7 +64,7 @@ def stress_test(
     """Attack a model with everything a suite holds and report how much of its accuracy survives.
 
     Args:
-        model: A `Classifier`, a `BlackBox`, or a bare `torch.nn.Module` that returns logits.
+        model: A `Classifier`, a `BlackBox`, a bare `torch.nn.Module` giving logits, or what `federate` gave.
         data: A pair (x, y) of arrays or tensors, or a `DataLoader`; x in input units, y whole numbers.
         threats: Threat models, such as `Linf(8/255)` or "linf:8/255".
         suite: "quick", "standard", or the path of a suite file.
@@ -96,10 +98,9 @@ def stress_test(
         RunError: if the model or an attack fails, or the folder cannot be written; finished work is kept.
     """
     target = target_of(model, data, inputs=inputs, class_names=class_names, name=name)
-    bound = tuple(threat.within(target.model.inputs) for threat in _threats(threats))
     target = dataclasses.replace(
         target,
-        threats=bound,
+        threats=tuple(threat.within(target.model.inputs) for threat in _threats(threats)),
         suite=str(suite),
         seed=seed,
         batch_size=batch_size,
@@ -121,6 +122,7 @@ def stress_test(
         resume=resume,
         redact=redact,
         progress=progress,
+        origin=model,
     )
 
 
@@ -219,7 +221,23 @@ def _silent(line: str) -> None:
     """Say nothing."""
 
 
-def _run(target: Target, out: str | Path | None, *, progress: bool, **options: Any) -> Report:
+def _federation(model: Any) -> Federated | None:
+    """What a federation gave, if this is it."""
+    if isinstance(model, (torch.nn.Module, Model)):
+        return None
+    from .defenses.federated import Federated
+
+    return model if isinstance(model, Federated) else None
+
+
+def _run(
+    target: Target,
+    out: str | Path | None,
+    *,
+    progress: bool,
+    origin: Any = None,
+    **options: Any,
+) -> Report:
     with contextlib.ExitStack() as stack:
         if out is None:
             out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="robustml-"))) / "run"
@@ -227,6 +245,8 @@ def _run(target: Target, out: str | Path | None, *, progress: bool, **options: A
         plan, folder = run_target(
             target, out=Path(out), observer=observer, command=_command(target), **options
         )
+        if (federation := _federation(origin)) is not None:
+            keep_federated(folder.path, federation.figures())
         return save_report(plan, folder, target.data)
 
 
@@ -282,6 +302,8 @@ def target_of(
     Raises:
         InputError: if something cannot be inferred or used.
     """
+    if (federation := _federation(model)) is not None:
+        model = federation.model
     if not isinstance(model, Model):
         data = collected(data, np.dtype(inputs.dtype if inputs else "float32"))
         model = wrapped(model, data[0], inputs)

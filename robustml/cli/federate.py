@@ -101,6 +101,7 @@ def federate(target: str, **options: Any) -> int:
             done.save(out / "model.safetensors")
             note("stress test after")
             after = _stressed(dataclasses.replace(chosen, model=done.model), out / "after", options)
+            after = _told(after, done, out / "after", chosen)
         except KeyboardInterrupt:
             again = f"robustml federate {target} --out {out} --resume"
             raise KeyboardInterrupt(f"continue with: {again}, and what else was given") from None
@@ -156,6 +157,19 @@ def _trained(target: Target, recipe: Recipe | None, out: Path, options: dict[str
         resume=options["resume"],
         progress=True,
     )
+
+
+def _told(report: Report, done: Federated, folder: Path, target: Target) -> Report:
+    """The report of a run, with the federation that the model comes from."""
+    from ..report.federated import keep_federated
+    from ..runs import save_report
+    from ..stress.folder import RunFolder
+
+    if report.federated is not None:
+        return report
+    keep_federated(folder, done.figures())
+    kept, plan = RunFolder.open(folder)
+    return save_report(plan, kept, target.data)
 
 
 def _show(before: Report, after: Report, done: Federated, out: Path, options: dict[str, Any]) -> int:

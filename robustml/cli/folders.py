@@ -23,7 +23,8 @@ __all__ = ["building", "chosen_folder", "discard", "holds_run", "replacing", "re
 
 _GIVEN = {click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT}
 _PLANS = ("plan.json", "audit.json")
-_PARTS = {*_PLANS, "journal.jsonl", "evidence", "privacy", "privacy.json", "report.json", "report.html"}
+_SECTIONS = ("privacy", "privacy.json", "federated.json")
+_PARTS = {*_PLANS, *_SECTIONS, "journal.jsonl", "evidence", "report.json", "report.html"}
 # What a killed run may leave beside the file that it was writing.
 _LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.tmp")
 

@@ -22,6 +22,7 @@ from ..threats import Threat
 from .certified import certificates_of, certified_curve, proven_share
 from .corruption_parts import Corruptions
 from .corruptions import corruption_doubts, corruption_score, corruptions_of, weakest
+from .federated import federated_of
 from .gallery import most_fragile
 from .gate import judge_gate
 from .guarding import guards_of, unaware_of
@@ -105,6 +106,7 @@ def build_report(plan: Plan, folder: RunFolder, data: Dataset, *, created: str |
         threats=threats,
         corruptions=corruptions,
         privacy=privacy,
+        federated=federated_of(folder.path),
         scores=scores,
         trusted=not distrust,
         distrust=distrust,

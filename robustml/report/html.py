@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import privacy_text, text
+from .federated import federated_lines
 from .model import Report
 from .parts import ClassResult, Fragile, Picture, ThreatResult
 
@@ -91,6 +92,7 @@ def _environment() -> Any:
         "asked": text.asked,
         "attack_note": text.attack_note,
         "condition_status": text.condition_status,
+        "federated_lines": federated_lines,
         "gate_status": text.gate_status,
         "interval": _interval,
         "privacy_lines": privacy_text.privacy_lines,

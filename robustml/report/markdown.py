@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from .federated import federated_lines
 from .model import Report
 from .parts import ThreatResult
 from .privacy_text import privacy_lines
@@ -47,7 +48,7 @@ def summary(report: Report) -> str:
         lines += ["**NOT TRUSTED**: the figures below must not be relied on.", ""]
         lines += [*_cut((f"- {reason}" for reason in reasons), _REASONS, "- and {} more reasons"), ""]
     lines += [_escaped(report.verdict), "", *_asked(report), *_gate(report), *_scores(report)]
-    lines += [*_certified(report), *_corruptions(report)]
+    lines += [*_certified(report), *_corruptions(report), *_federated(report)]
     checks = _checks(report)
     lines += _privacy(report, _LINES - len(lines) - len(checks) - _LEAST)
     attacks = _attacks(report, _LINES - len(lines) - len(checks) - 1)
@@ -169,6 +170,13 @@ def _corruptions(report: Report) -> list[str]:
     if report.corruptions is None:
         return []
     return [f"Corruptions: {_escaped(corruption_line(report.corruptions))}", ""]
+
+
+def _federated(report: Report) -> list[str]:
+    if report.federated is None:
+        return []
+    rows = [f"- {name}: {_escaped(line)}" for name, line in federated_lines(report.federated)]
+    return ["## Federation", "", *rows, ""]
 
 
 def _privacy(report: Report, room: int) -> list[str]:

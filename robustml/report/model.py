@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..files import write_atomic
 from ..schema import Frozen
 from .corruption_parts import CorruptionResult, Corruptions, MeanEstimate, SeverityResult, WorstResult
+from .federated import Federated
 from .parts import (
     AttackResult,
     Bounds,
@@ -125,6 +126,8 @@ class Report(Frozen):
     """None when the suite does not ask for it."""
     privacy: Privacy | None = None
     """None when what the model was trained on was not named, or nobody asked."""
+    federated: Federated | None = None
+    """None for a model that does not come from a federation, or is not said to."""
     scores: Scores
     trusted: bool
     """False when a critical diagnostic failed or when part of the suite did not run."""

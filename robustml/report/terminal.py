@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from .federated import federated_lines
 from .model import Report
 from .parts import Score, ThreatResult
 from .privacy_parts import Privacy
@@ -63,6 +64,10 @@ def card(report: Report) -> RenderableType:
         blocks.append(_line(_heading("Corruptions: "), plain(corruption_line(report.corruptions))))
     if report.privacy is not None:
         blocks.append(_privacy(report.privacy))
+    if report.federated is not None:
+        lines = federated_lines(report.federated)
+        heading = _heading("Federation: what the model comes from")
+        blocks.append(Group(heading, *(_line(f"{name}: {plain(line)}", indent=2) for name, line in lines)))
     blocks.extend(_diagnostics(report))
     blocks.extend(_gate(report))
     return Constrain(Group(*_spaced(blocks)), WIDTH)

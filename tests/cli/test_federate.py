@@ -66,6 +66,19 @@ def test_it_shows_what_the_federation_came_to(command, ready) -> None:
         assert json.loads(file.metadata()["robustml"])["objective"]["name"] == "pgd"
     report = json.loads((ready.folder / "fed" / "after" / "report.json").read_text())
     assert "robustml federate . --clients 3 --rounds 2" in json.dumps(report)
+    assert report["federated"]["aggregation"] == "Median"
+    assert [entry["number"] for entry in report["federated"]["history"]] == [0, 1, 2]
+    assert json.loads((ready.folder / "fed" / "before" / "report.json").read_text())["federated"] is None
+
+
+def test_the_report_with_its_federation_can_be_verified(command, ready) -> None:
+    assert federate(command, "--out", "fed").code == 0
+    text = (ready.folder / "robustml.toml").read_text()
+    (ready.folder / "robustml.toml").write_text(
+        text.replace('weights = "weights.safetensors"', 'weights = "fed/model.safetensors"')
+    )
+    done = command("verify", "fed/after", "--target", ".")
+    assert done.code == 0, done.err + done.out
 
 
 def test_what_is_finished_is_not_done_again(command, ready) -> None:

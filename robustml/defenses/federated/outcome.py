@@ -55,6 +55,37 @@ class Federated:
         """
         write_model(self.model, self.provenance, path)
 
+    def figures(self) -> dict[str, Any]:
+        """What a report says of the federation, as plain data."""
+        aggregation = self.provenance["aggregation"]["strategy"]
+        rounds = [
+            {
+                "number": entry.number,
+                "clean": entry.clean,
+                "robust": entry.robust,
+                "failed": sum("error" in client for client in entry.clients),
+                "moved": entry.moved,
+            }
+            for entry in self.history
+        ]
+        spent = {
+            what: None if found is None else {"client": None, **found} for what, found in self.privacy.items()
+        }
+        for found in spent.values():
+            if found is not None:
+                found.pop("by_client", None)
+        return {
+            "samples": list(self.clients),
+            "partition": self.provenance["partition"],
+            "aggregation": str(aggregation.get("rule", aggregation)["is"]),
+            "hostile": sorted(map(int, self.provenance["hostile"])),
+            "kept": self.chosen,
+            "history": rounds,
+            "quarantined": len(self.quarantine),
+            "sample_privacy": spent["samples"],
+            "client_privacy": spent["clients"],
+        }
+
 
 def write_model(model: Classifier, provenance: dict[str, Any], path: str | Path) -> None:
     """Write the weights of a model as safetensors, with how it came about in their header.
