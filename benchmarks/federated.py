@@ -1,11 +1,11 @@
 """The stress matrix of federated learning: `python benchmarks/federated.py`.
 
-Attack by aggregator by heterogeneity, with the price when nobody attacks: 11 clients of which 2 collude, 6
-rounds of one epoch, 4,000 training and 2,000 test samples of MNIST, three seeds. A cell is the accuracy of the
-final model, with half of an interval over the seeds (Student); after a slash, the share of other classes that
-a backdoor's trigger turns into its target. "price" is what an aggregator costs when nobody attacks, against
-the mean; "worst loss" is what the worst attack takes from the accuracy that it has without one. A run with a
-journal can be interrupted, and goes on from there.
+Attack by aggregator by heterogeneity, with the price when nobody attacks: 11 clients of which 2 collude,
+6 rounds of one epoch, 4,000 training and 2,000 test samples of MNIST, three seeds. A cell is the
+accuracy of the final model, with half of an interval over the seeds (Student); after a slash, the share
+of other classes that a backdoor's trigger turns into its target. "price" is what an aggregator costs
+when nobody attacks, against the mean; "worst loss" is what the worst attack takes from the accuracy that
+it has without one. A run with a journal can be interrupted, and goes on from there.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ def verdict(found: FederatedStress) -> str:
     for name in found.names("aggregator"):
         told = []
         for partition in found.names("partition"):
-            attack, lost = found.worst(name, partition)
-            price = found.price(name, partition)
-            told.append(f"{partition}: price {price}, worst loss {lost} ({attack})")
+            price, worst = found.price(name, partition), found.worst(name, partition)
+            told.append(
+                f"{partition}: price {price}, worst loss {worst[1]} ({worst[0]})" if worst else partition
+            )
         lines.append(f"{name:18s} {'; '.join(told)}")
     return "\n".join(lines)
 

@@ -85,11 +85,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out:
         Path(args.out).mkdir(parents=True, exist_ok=True)
         (Path(args.out) / "matrix.json").write_text(json.dumps(found.to_dict()), encoding="utf-8")
-    lost = [
-        f"{found.worst(name, 'iid')[1].value:.3f} from the {name.replace('-', ' ')}" for name in AGGREGATORS
-    ]
-    price = found.price("trimmed-mean", "iid").value
-    print(f"result: the worst attack takes {' and '.join(lost)}, which costs {price:.3f} when nobody attacks")
+    worst = {name: found.worst(name, "iid") for name in AGGREGATORS}
+    lost = [f"{most[1].value:.3f} from the {name.replace('-', ' ')}" for name, most in worst.items() if most]
+    price = found.price("trimmed-mean", "iid")
+    costs = price.value if price else 0.0
+    print(f"result: the worst attack takes {' and '.join(lost)}, which costs {costs:.3f} when nobody attacks")
 
 
 if __name__ == "__main__":

@@ -117,17 +117,22 @@ class FederatedStress:
         after = self._of(attack, aggregator, partition)
         return self._spread([before[s].accuracy - after[s].accuracy for s in after if s in before], low=-1.0)
 
-    def price(self, aggregator: str, partition: str) -> Spread:
-        """By how much the accuracy is lower than that of the mean when nobody attacks, seed by seed."""
+    def price(self, aggregator: str, partition: str) -> Spread | None:
+        """By how much the accuracy is lower than that of the mean when nobody attacks, seed by seed.
+
+        None in a matrix without the mean.
+        """
+        if "mean" not in self.names("aggregator"):
+            return None
         mean, own = self._of("none", "mean", partition), self._of("none", aggregator, partition)
         return self._spread([mean[s].accuracy - own[s].accuracy for s in own if s in mean], low=-1.0)
 
-    def worst(self, aggregator: str, partition: str) -> tuple[str, Spread]:
-        """The attack that lowers the accuracy most, and by how much."""
+    def worst(self, aggregator: str, partition: str) -> tuple[str, Spread] | None:
+        """The attack that lowers the accuracy most, and by how much; None in a matrix without attacks."""
         attacks = [name for name in self.names("attack") if name != "none"]
         found = {name: self.lost(name, aggregator, partition) for name in attacks}
-        name = max(found, key=lambda key: found[key].value)
-        return name, found[name]
+        name = max(found, key=lambda key: found[key].value, default=None)
+        return None if name is None else (name, found[name])
 
     def table(self) -> str:
         """The matrix as a Markdown table per partition: accuracy, and a backdoor's success after a slash."""
@@ -137,13 +142,13 @@ class FederatedStress:
             head = ["aggregator", *attacks, "price", "worst loss"]
             rows = [head, ["---"] * len(head)]
             for name in self.names("aggregator"):
-                attack, lost = self.worst(name, partition)
+                price, worst = self.price(name, partition), self.worst(name, partition)
                 rows.append(
                     [
                         name,
                         *(self._shown(attack_, name, partition) for attack_ in attacks),
-                        f"{self.price(name, partition).value:+.3f}",
-                        f"{lost.value:+.3f} ({attack})",
+                        f"{price.value:+.3f}" if price else "-",
+                        f"{worst[1].value:+.3f} ({worst[0]})" if worst else "-",
                     ]
                 )
             lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)

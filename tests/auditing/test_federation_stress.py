@@ -132,6 +132,14 @@ def test_objectives_and_privacy_go_through_it():
     assert "noise_multiplier=0.01" in json.dumps(found.to_dict())
 
 
+def test_a_matrix_without_the_mean_has_no_price_and_one_without_attacks_no_worst():
+    cells = [Cell(name, "median", "iid", 0, 5, 10, 0, 0, 0, 1) for name in ("none", "x")]
+    found = FederatedStress(tuple(cells), {})
+    assert found.price("median", "iid") is None and found.worst("median", "iid")[0] == "x"
+    assert FederatedStress(tuple(cells[:1]), {}).worst("median", "iid") is None
+    assert FederatedStress(tuple(cells[:1]), {}).table().splitlines()[-1] == "| median | 0.500 | - | - |"
+
+
 def test_intervals_over_seeds_are_students():
     spread = Spread.of([0.8, 0.82, 0.87], 0.95)
     # mean 0.83, deviation 0.036056, two degrees of freedom: 4.302653
