@@ -233,3 +233,13 @@ def test_shards_are_audited_when_they_are_put_together(command, ready) -> None:
     report = json.loads((ready.folder / "whole" / "report.json").read_text())
     assert report["privacy"]["membership"]["members"] == 60
     assert report["trusted"]
+
+
+def test_training_that_fails_keeps_what_was_finished(command, brief) -> None:
+    broken = RECIPE.replace('optimizer = "sgd"', 'optimizer = "sgd", learning_rate = 1e38')
+    (brief.folder / "broken.toml").write_text(broken)
+    done = command("audit", ".", "--recipe", "broken.toml", "--out", "found")
+    assert done.code == 3, done.err
+    assert "continue with: robustml audit --recipe broken.toml --out found --resume ." in done.errors[0]
+    assert (brief.folder / "found" / "privacy" / "membership.json").is_file()
+    assert not (brief.folder / "found" / "report.json").exists()
