@@ -323,6 +323,20 @@ def test_arrays_keep_their_types():
         assert {entry["reason"] for entry in guard.quarantine} == {"n.running_var is a negative variance"}
 
 
+def test_clients_of_unequal_size_are_not_taken_for_hostile():
+    def large(message, context):
+        answer = honest(message, context)
+        answer.content["metrics"]["num-examples"] = 300
+        return answer
+
+    guard = Guarded(made("mean"))
+    run(guard, [*[honest] * HONEST, large], rounds=1)
+    assert not guard.quarantine
+    strict = Guarded(made("mean"), examples=200)
+    run(strict, [*[honest] * HONEST, large], rounds=1)
+    assert [entry["reason"] for entry in strict.quarantine] == ["num-examples=300 is above the limit of 200"]
+
+
 def test_metrics_of_one_client_do_not_decide_what_is_reported():
     def quiet_one(message, context):
         answer = honest(message, context)
