@@ -33,8 +33,8 @@ class Limits:
 
     Attributes:
         examples: The largest number of examples that a client may claim; None for no fixed one.
-        examples_ratio: The same as a multiple of the median of the round's claims. Honest clients of very unequal
-            shares (Dirichlet with 0.05, 50 clients) reach 16.
+        examples_ratio: The same as a multiple of the median of the round's claims. Honest clients with very
+            unequal shares (Dirichlet with 0.05, 50 clients) reach 16.
         norm_ratio: The longest update, as a multiple of the median length of the round's updates.
     """
 
