@@ -137,6 +137,7 @@ def audit(
     tier: str | None = None,
     references: int | None = None,
     canaries: int | None = None,
+    runs: int | None = None,
     leakage: Sequence[str] = ("inversion", "extraction"),
     attribute: str | None = None,
     threats: Sequence[Threat | str] = (),
@@ -164,6 +165,7 @@ def audit(
         tier: "quick" (no reference models), "few" or "many".
         references: How many reference models instead.
         canaries: How many canaries; 0 for none.
+        runs: Train so many models, half of them with one canary; none by default.
         leakage: Of "inversion" and "extraction", what to try.
         attribute: Of tabular data: the feature to infer from all others.
         threats: What an adversarial recipe trains against; the first counts.
@@ -193,6 +195,7 @@ def audit(
         "references": references,
         "recipe": None if recipe is None else str(recipe),
         "canaries": canaries,
+        "runs": runs,
         "attribute": attribute,
         "leakage": list(leakage),
     }

@@ -131,6 +131,8 @@ def parts_of(job: Job) -> Iterator[tuple[str, Step]]:
     if table.canaries != 0:
         yield from [("phantoms", retraining.phantoms)] if private else []
         yield "canaries", retraining.canaries
+    if table.runs is not None:
+        yield "runs", retraining.runs
     if private:
         yield "ladder", retraining.rungs
 

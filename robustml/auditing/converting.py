@@ -276,7 +276,7 @@ def audited_of(
         runs=runs,
         guesses=found.guesses,
         correct=found.correct,
-        cap=_near(found.cap),
+        cap=max(_near(found.cap), 0.0),
         reason=found.reason or None,
         accounted=_rounded(accounted),
         assumes=assumes,

@@ -7,14 +7,14 @@ from typing import Any
 
 from ..errors import InputError
 from ..report.privacy_parts import Undone
-from .canaries import audit_with_canaries
+from .canaries import audit_by_many_runs, audit_with_canaries
 from .converting import accounted_of, audited_of, conformance_of, ladder_of
 from .job import Job
 from .ladder import ladder
 from .phantoms import audit_training
 from .steps import Fields
 
-__all__ = ["canaries", "loop", "phantoms", "rungs"]
+__all__ = ["canaries", "loop", "phantoms", "rungs", "runs"]
 
 _PHANTOMS, _CANARIES = 1000, 500
 _SHARP = 0.3
@@ -101,6 +101,29 @@ def canaries(job: Job) -> Fields:
     method = "mislabelled canaries, one run, black box"
     upper = None if found.accounted is None else found.accounted.epsilon
     return {"audits": [audited_of(found.epsilon, runs=1, method=method, accounted=upper)]}
+
+
+def runs(job: Job) -> Fields:
+    """Many trainings by the recipe, half of them with one mislabelled sample: epsilon from below."""
+    assert job.table.runs is not None
+    job.say(f"{job.table.runs} runs by the recipe, every other one with a canary")
+    found = audit_by_many_runs(
+        _fresh(job),
+        (job.train.x, job.train.y),
+        runs=job.table.runs,
+        privacy=job.privacy,
+        delta=job.table.delta,
+        confidence=job.confidence,
+        seed=job.seed,
+        device=job.device,
+        **_objective(job),
+        **_settings(job),
+    )
+    # What is spent is what was asked for, where that was an epsilon and no noise.
+    upper = None if job.privacy is None else job.privacy.epsilon
+    method = "one mislabelled canary, many runs, black box"
+    bound = audited_of(found, runs=job.table.runs, method=method, accounted=upper)
+    return {"audits": [bound.model_copy(update={"canaries": 1})]}
 
 
 def rungs(job: Job) -> Fields:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["audit"]
 
-_OPTIONS = ("tier", "references", "recipe", "canaries", "members", "attribute")
+_OPTIONS = ("tier", "references", "recipe", "canaries", "runs", "members", "attribute")
 
 
 @click.command()
@@ -43,6 +43,7 @@ _OPTIONS = ("tier", "references", "recipe", "canaries", "members", "attribute")
 @click.option("--references", type=click.IntRange(0, 10_000), help="So many reference models instead.")
 @click.option("--recipe", help="How the model was trained; needed for whatever trains others like it.")
 @click.option("--canaries", type=click.IntRange(0, 10**6), help="So many canaries; 0 for none.")
+@click.option("--runs", type=click.IntRange(16, 10**6), help="Train so many models, half with one canary.")
 @click.option("--members", type=click.IntRange(2), help="Ask about so many members, drawn at random.")
 @click.option("--attribute", help="Of tabular data: infer this feature from all others.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Decides every random number.")

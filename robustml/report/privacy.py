@@ -87,13 +87,14 @@ def pair_of(accounted: Accounted | None, audited: AuditedEpsilon | None) -> str:
         return f"{_above(accounted)}; from below: not audited"
     upper = audited.accounted
     models = f"{audited.runs:,} model{'s' if audited.runs != 1 else ''}"
+    canaries = f"{audited.canaries:,} canar{'ies' if audited.canaries != 1 else 'y'}"
     ends = (
         "not resolvable" if audited.epsilon is None else f"{audited.epsilon:.2f}",
         "no bound)" if upper is None else f"{upper:.2f}]",
     )
     line = (
         f"epsilon in [{', '.join(ends)} at delta {audited.delta:g}, {100 * audited.confidence:g} % "
-        f"confidence, {audited.canaries:,} canaries, {models} ({audited.method})"
+        f"confidence, {canaries}, {models} ({audited.method})"
     )
     if audited.epsilon is None and audited.reason:
         line += f"; from below: {audited.reason}"

@@ -30,6 +30,9 @@ class PrivacyTable(Frozen):
     the conformance test and the ladder are trained by it; without one there are none."""
     canaries: int | None = Field(default=None, ge=0, le=10**6)
     """How many are trained on, phantoms and mislabelled samples each; 0 for none. None for as many as do."""
+    runs: int | None = Field(default=None, ge=16, le=10**6)
+    """Train so many models, half of them with one canary, which shows an epsilon with exact error rates. None
+    for none: it takes thousands of them to show much."""
     members: int | None = Field(default=None, ge=2, le=10**9)
     """Ask about so many members, drawn at random, instead of all."""
     leakage: list[Leak] = ["inversion", "extraction"]

@@ -65,6 +65,7 @@ def test_the_recipe_decides_which_parts_there_are(target: Target, tmp_path: Path
     plain, private = str(tmp_path / "plain.toml"), str(tmp_path / "private.toml")
     assert parts(target, leakage=[], recipe=plain) == [*asking, "canaries"]
     assert parts(target, leakage=[], recipe=plain, canaries=0) == asking
+    assert parts(target, leakage=[], recipe=plain, canaries=0, runs=16) == [*asking, "runs"]
     whole = [*asking, "loop", "phantoms", "canaries", "ladder"]
     assert parts(target, leakage=[], recipe=private) == whole
     assert parts(target, leakage=[], recipe=private, canaries=0) == [*asking, "loop", "ladder"]
@@ -175,6 +176,19 @@ def test_a_claim_is_held_against_a_run_by_the_recipe(model: rml.Classifier, tmp_
     assert section.loop.passed
     stated = json.loads((tmp_path / "run" / "privacy" / "phantoms.json").read_text())
     assert stated["conformance"]["claims"][0]["claimed"] == pytest.approx(section.rerun.noise_multiplier)
+
+
+def test_many_runs_are_counted_as_models(target: Target, tmp_path: Path) -> None:
+    (tmp_path / "plain.toml").write_text(RECIPE.replace("epochs = 3", "epochs = 1"))
+    table = PrivacyTable(recipe=str(tmp_path / "plain.toml"), canaries=0, runs=16, leakage=[])
+    found = audit_target(dataclasses.replace(target, privacy=table), out=tmp_path / "run").privacy
+    (bound,) = found.audits
+    assert (bound.runs, bound.canaries, bound.accounted) == (16, 1, None)
+    # So few of them cannot show anything, and that is what is said.
+    assert bound.epsilon is None
+    assert "[not resolvable, no bound) at delta 1e-05" in found.pair
+    assert "1 canaries, 16 models" not in found.pair
+    assert "1 canary, 16 models" in found.pair
 
 
 def _privacy(recipe: Path):
