@@ -38,17 +38,18 @@ class Accounted(Frozen):
     delta: float = Field(gt=0, lt=1)
     accountant: str
     """"prv" or "rdp"."""
-    noise_multiplier: Positive
-    sampling_rate: float = Field(ge=0, le=1)
-    steps: Count
-    clipping_norm: Positive
-    expected_batch: Count
+    noise_multiplier: Positive | None = None
+    """None, as what follows, where several have trained, each in a way of their own."""
+    sampling_rate: float | None = Field(default=None, ge=0, le=1)
+    steps: Count | None = None
+    clipping_norm: Positive | None = None
+    expected_batch: Count | None = None
+    mode: str | None = None
+    """How the gradient of each sample was taken."""
     neighbors: str
     """For which change of the data it holds."""
     randomness: str
     """Where noise and sampling came from; whoever knows a seed knows the noise."""
-    mode: str
-    """How the gradient of each sample was taken."""
     source: str
     """Whose word it is."""
 

@@ -79,10 +79,16 @@ def _also(section: Privacy) -> Iterator[tuple[str, str]]:
 
 
 def _accounted(claim: Accounted) -> str:
+    how = {
+        "noise multiplier": claim.noise_multiplier,
+        "clipping norm": claim.clipping_norm,
+        "sampling rate": claim.sampling_rate,
+        "steps": claim.steps,
+    }
+    known = "".join(f", {name} {value:.4g}" for name, value in how.items() if value is not None)
     return (
-        f"{claim.neighbors}, accountant {claim.accountant}, noise multiplier {claim.noise_multiplier:.4g}, "
-        f"clipping norm {claim.clipping_norm:g}, {claim.steps:,} steps at a sampling rate of "
-        f"{claim.sampling_rate:.4g}, randomness: {claim.randomness} ({claim.source})"
+        f"{claim.neighbors}, accountant {claim.accountant}{known}, randomness: {claim.randomness} "
+        f"({claim.source})"
     )
 
 

@@ -247,13 +247,12 @@ def _privacy(file: TargetFile, base: Path) -> PrivacyTable | None:
 
 
 def _claim(file: TargetFile, base: Path) -> dict[str, Any] | None:
-    from .loading import read_provenance
+    from .loading import claimed_privacy, read_provenance
 
     weights = file.model.weights
     if weights is None or not weights.lower().endswith(".safetensors"):
         return None
-    claim = read_provenance(base / weights).get("privacy")
-    return claim if isinstance(claim, dict) else None
+    return claimed_privacy(read_provenance(base / weights))
 
 
 def _build(file: TargetFile, base: Path) -> Callable[[], nn.Module] | None:

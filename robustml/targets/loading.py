@@ -27,6 +27,7 @@ from .factories import cause, load_factory
 
 __all__ = [
     "check_fit",
+    "claimed_privacy",
     "load_factory",
     "load_onnx",
     "load_weights",
@@ -110,6 +111,22 @@ def read_provenance(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise InputError(f"weights {path} have a header that cannot be read: {cause(error)}") from None
     return found if isinstance(found, Mapping) else {}
+
+
+def claimed_privacy(provenance: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a provenance says of differential privacy for the samples; None where it says nothing.
+
+    Of a federation that is what the client has spent that spent most: what it was asked for is no claim.
+    """
+    claim, spent = provenance.get("privacy"), provenance.get("spent")
+    if isinstance(spent, dict):
+        most = spent.get("samples")
+        if not isinstance(most, dict):
+            return None
+        known = {name: most.get(name) for name in ("epsilon", "delta")}
+        whose = "add or remove one sample of one client"
+        return {**known, "accountant": "of each client", "neighbors": whose, "randomness": "of each client"}
+    return claim if isinstance(claim, dict) else None
 
 
 def _read_state_dict(path: Path) -> Mapping[str, Any]:

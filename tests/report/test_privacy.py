@@ -327,6 +327,12 @@ def test_a_mistake_in_a_claim_is_told(tmp_path) -> None:
 
     claim = accounted().model_dump()
     assert accounted_of({**claim, "epsilon": 8, "physical_batch": 3}, "its own claim") == accounted()
-    for change in ({"epsilon": "8"}, {"delta": 0}, {"steps": -1}, {"sampling_rate": 2.0}, {"mode": None}):
+    for change in (
+        {"epsilon": "8"},
+        {"delta": 0},
+        {"steps": -1},
+        {"sampling_rate": 2.0},
+        {"neighbors": None},
+    ):
         with pytest.raises(RobustmlError, match="privacy of its own claim"):
             accounted_of({**claim, **change}, "its own claim")

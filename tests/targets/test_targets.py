@@ -271,6 +271,18 @@ def test_what_the_file_of_the_weights_claims(project: Path) -> None:
     for told, claim in (
         ({"privacy": {"epsilon": 3.0}}, {"epsilon": 3.0}),
         ({"privacy": 3}, None),
+        # What a federation was asked for is no claim, what its clients have spent is.
+        ({"privacy": {"epsilon": 3.0}, "spent": {"samples": None}}, None),
+        (
+            {"privacy": {"epsilon": 3.0}, "spent": {"samples": {"epsilon": 9.0, "delta": 1e-5, "client": 1}}},
+            {
+                "epsilon": 9.0,
+                "delta": 1e-5,
+                "accountant": "of each client",
+                "neighbors": "add or remove one sample of one client",
+                "randomness": "of each client",
+            },
+        ),
         ({"privacy": None}, None),
         ([], None),
     ):
