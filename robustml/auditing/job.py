@@ -37,7 +37,7 @@ from ..schema import Frozen, validated
 from ..targets import Target
 from ..targets.privacy import PrivacyTable
 
-__all__ = ["AuditPlan", "Finding", "Job"]
+__all__ = ["PLAN", "AuditPlan", "Finding", "Job", "read_plan"]
 
 PLAN = "audit.json"
 PARTS = "privacy"

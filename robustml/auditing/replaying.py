@@ -13,7 +13,7 @@ from ..report.model import Report
 from ..report.privacy import FILE, privacy_of
 from ..targets import Target
 from .audit import checked, gathered, parts_of
-from .job import Finding, Job, read_plan
+from .job import PLAN, Finding, Job, read_plan
 from .reporting import audit_report
 
 __all__ = ["Replay", "replay_audit"]
@@ -43,13 +43,15 @@ def replay_audit(folder: Path, target: Target, *, device: str = "auto") -> Repla
     """Do again what an audit asked the model, and build its report anew.
 
     Args:
-        folder: The run folder; nothing in it is executed, and no recipe is read that it names.
+        folder: The run folder; nothing in it is executed. A recipe that it names is read, as data.
         target: The model and the data, from a source that the caller trusts.
         device: Where to ask.
 
     Raises:
         InputError: if the folder holds no audit, or it cannot be read.
     """
+    if not (folder / PLAN).is_file():
+        return Replay((f"audit: there is no {PLAN}, so nothing stands behind the part on privacy",), (), ())
     plan = read_plan(folder)
     own = None if target.privacy is None else target.privacy.recipe
     table = plan.table.model_copy(update={"recipe": own or plan.table.recipe})

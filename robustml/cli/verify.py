@@ -73,8 +73,10 @@ def verify(run: Path, target: str | None, rerun: int, device: str, threads: int 
 
 def _audited(run: Path, target: Target, device: str) -> Replay | None:
     from ..auditing.replaying import replay_audit
+    from ..report.model import Report
 
-    return replay_audit(run, target, device=device) if (run / "audit.json").is_file() else None
+    audited = (run / "audit.json").is_file() or Report.load(run).privacy is not None
+    return replay_audit(run, target, device=device) if audited else None
 
 
 def _replayed(found: Verification) -> str:

@@ -209,6 +209,10 @@ def test_a_stress_test_includes_the_audit_that_its_target_asks_for(command, read
     assert scores["overall"]["value"] == min(scores["evasion"]["value"], scores["privacy"]["value"])
     assert report["privacy"]["extraction"] is None
     assert command("verify", "run", "--target", ".").code == 0
+    plan = Path("run/audit.json")
+    plan.rename("aside.json")
+    assert "nothing stands behind the part on privacy" in command("verify", "run", "--target", ".").out
+    Path("aside.json").rename(plan)
     resumed = command("stress", ".", "--resume", "run")
     assert resumed.code == 0
     assert "privacy: membership" not in resumed.err
