@@ -86,7 +86,7 @@ def federate(
         runtime: "in-process" (one client after the other, the same bits each time) or "ray" (in parallel).
         deadline: Seconds that a round waits for replies.
         inputs: The input space of a bare module.
-        device: "auto", "cpu", "cuda", ...
+        device: "auto", "cpu", "cuda", ...; on Ray, "auto" is what each client's process sees.
         seed: Decides every random number of the run.
         out: A folder for the checkpoint of each round, the log and the model; nothing is written if None.
         resume: Go on from the checkpoint in `out`, or begin if no round was finished. In this process, the
@@ -123,7 +123,7 @@ def federate(
     kept = {"out": _folder(out, resume=resume), "resume": resume, "plan": {"kind": "federation", **plan}}
     given: dict[str, Any] = {**judged, **kept}
     server = Server(classifier, strategy, rounds, _tensors(held), bound.threats, **given)
-    more = (bound, tuple(terms), settings, seed, place, privacy, rounds)
+    more = (bound, tuple(terms), settings, seed, device, privacy, rounds)
     parts = [Client(classifier, part, *more) for part in shards]
     serve(server, parts, corrupted, runtime)
     return outcome(server, plan, time.perf_counter() - begun)

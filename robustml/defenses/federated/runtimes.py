@@ -41,7 +41,10 @@ def serve(server: Server, clients: Sequence[Client], hostile: Hostile, runtime: 
     folder = server.out / "ledgers" if runtime == "ray" and server.out is not None else None
     apps = [_app(client, number, hostile, folder) for number, client in enumerate(clients)]
     with quiet():
-        (_on_ray if runtime == "ray" else _in_process)(server, apps)
+        if runtime == "ray":
+            _on_ray(server, apps, gpus=float(any(client.device.startswith("cuda") for client in clients)))
+        else:
+            _in_process(server, apps)
 
 
 def _app(client: Client, number: int, hostile: Hostile, folder: Path | None) -> Any:
@@ -70,7 +73,7 @@ class _Dispatch:
         return answer or Message(Error(0, "no reply"), reply_to=message)
 
 
-def _on_ray(server: Server, apps: Sequence[Any]) -> None:
+def _on_ray(server: Server, apps: Sequence[Any], *, gpus: float) -> None:
     need("ray", extra="ray", why="runtime='ray'")
     from flwr.simulation import run_simulation
 
@@ -83,7 +86,7 @@ def _on_ray(server: Server, apps: Sequence[Any]) -> None:
                 "log_to_driver": False,
                 "logging_level": logging.ERROR,
             },
-            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+            "client_resources": {"num_cpus": 1, "num_gpus": gpus},
         }
         with at_home(Path(scratch)), _restored("PYTHONPATH"), identified():
             run_simulation(

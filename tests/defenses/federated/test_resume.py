@@ -10,16 +10,19 @@ import time
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAdam, FedAvgM
 
 import robustml as rml
-from robustml.defenses.federated import aggregation
+from robustml.defenses.federated import Client, Guarded, InProcessGrid, Server, aggregation, client_app
+from robustml.defenses.federated.grid import identified
 from robustml.defenses.federated.state import packed, unpacked
 from robustml.defenses.training import PGD
 
-from .small import data, figures, run, same
+from .small import data, figures, net, run, same
+from .test_federate import _dataset
 
 KILLED = """
 import sys, torch
@@ -117,6 +120,27 @@ def test_what_clients_keep_is_kept(tmp_path) -> None:
     run(rounds=2, out=out, hostile={1: counting})
     done = run(rounds=3, out=out, resume=True, hostile={1: counting})
     assert [entry.clients[1]["loss"] for entry in done.history[1:]] == [1, 2, 3]
+
+
+def test_a_server_whose_clients_live_elsewhere_goes_on_too(tmp_path) -> None:
+    """As on a SuperLink: another server process, other nodes, and nothing but the folder in common."""
+
+    def served(rounds: int, out, *, resume: bool) -> Server:
+        settings = {"batch_size": 32, "learning_rate": 0.2}
+        apps = [client_app(Client(net(), _dataset(data(60, seed=k)), settings=settings)) for k in range(3)]
+        strategy = Guarded(aggregation("centered-clipping"), nodes=3)
+        server = Server(net(), strategy, rounds, out=out, resume=resume, plan={"task": "small"})
+        with identified():
+            server.run(InProcessGrid(apps))
+        return server
+
+    whole = served(4, tmp_path / "whole", resume=False)
+    served(2, tmp_path / "run", resume=False)
+    rest = served(4, tmp_path / "run", resume=True)
+    assert same(whole.model, rest.model)
+    assert figures(whole.history) == figures(rest.history)
+    state = safetensors.torch.load_file(tmp_path / "run" / "model.safetensors")
+    assert torch.equal(state["0.weight"], whole.model.module[0].weight)
 
 
 def test_states_of_all_kinds_come_back() -> None:
