@@ -21,7 +21,7 @@ from torch import nn
 
 from robustml.auditing.federation import AGGREGATORS, ATTACKS, Cell, FederatedStress, stress_federation
 
-# With the usual learning rate the CNN jumps about after six rounds, and a loss of a few points cannot be seen.
+# With the usual learning rate the CNN jumps about after six rounds, which hides a loss of a few points.
 TRAINING = {"mlp": {"batch_size": 32}, "cnn": {"batch_size": 32, "epochs": 2, "learning_rate": 0.02}}
 QUICK = ("label-flip", "sign-flip", "min-max", "replacement", "protocol")
 
