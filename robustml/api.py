@@ -186,30 +186,28 @@ def audit(
     """
     from .auditing.audit import audit_target, save_audit
     from .auditing.reporting import conditions_of
-    from .report.gate import check_gate
 
     target = target_of(model, non_members, inputs=inputs, class_names=class_names, name=name)
     train = as_dataset(members, target.model.inputs, target.model.classes, "members")
-    given = {
-        "tier": tier,
-        "references": references,
-        "recipe": None if recipe is None else str(recipe),
-        "canaries": canaries,
-        "runs": runs,
-        "attribute": attribute,
-        "leakage": list(leakage),
-    }
+    table = _table(
+        tier=tier,
+        references=references,
+        recipe=None if recipe is None else str(recipe),
+        canaries=canaries,
+        runs=runs,
+        attribute=attribute,
+        leakage=list(leakage),
+    )
     target = dataclasses.replace(
         target,
         train=train,
-        privacy=validated(PrivacyTable, {k: v for k, v in given.items() if v is not None}, where="audit"),
+        privacy=table,
         claim=None if guarantee is None else guarantee.to_dict(),
         build=build,
         threats=tuple(threat.within(target.model.inputs) for threat in _threats(threats)),
         seed=seed,
     )
     conditions = conditions_of({}, gate or {})
-    check_gate(conditions, [])
     with contextlib.ExitStack() as stack:
         if out is None:
             out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="robustml-"))) / "audit"
@@ -218,6 +216,10 @@ def audit(
             target, out=Path(out), device=device, confidence=confidence, resume=resume, say=say
         )
         return save_audit(found, gate=conditions, command="robustml.audit(model, members, non_members)")
+
+
+def _table(**given: Any) -> PrivacyTable:
+    return validated(PrivacyTable, {k: v for k, v in given.items() if v is not None}, where="audit")
 
 
 def _silent(line: str) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from .. import __version__
 from ..errors import InputError, suggest
-from ..report.gate import judge_gate
+from ..report.gate import check_gate, judge_gate
 from ..report.model import Report
 from ..report.parts import Clean, Data, ModelInfo, Samples, Scores, TargetInfo
 from ..report.privacy import privacy_score
@@ -36,12 +36,14 @@ def conditions_of(own: Mapping[str, str], given: Mapping[str, str]) -> dict[str,
         given: Conditions that were asked for beside it, and that come before it.
 
     Raises:
-        InputError: for one of these on a figure that no audit has.
+        InputError: for one of these on a figure that no audit has, or a condition that cannot be.
     """
     for figure in given:
         if figure not in AUDITED:
             raise InputError(f"gate figure {figure!r} is none of an audit{suggest(figure, AUDITED)}")
-    return {**{name: condition for name, condition in own.items() if name in AUDITED}, **given}
+    conditions = {**{name: condition for name, condition in own.items() if name in AUDITED}, **given}
+    check_gate(conditions, [])
+    return conditions
 
 
 def audit_report(
