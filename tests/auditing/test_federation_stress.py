@@ -11,12 +11,15 @@ from torch import nn
 
 pytest.importorskip("flwr")
 
+from robustml.auditing.federation import AGGREGATORS as RULES
+from robustml.auditing.federation import ATTACKS as KNOWN
 from robustml.auditing.federation import Cell, FederatedStress, Spread, stress_federation
 from robustml.auditing.federation_chart import heat_map
 from robustml.defenses.federated import ClientPrivacy
 from robustml.defenses.training import PGD
 from robustml.errors import InputError
 from robustml.threats import Linf
+from tests.attacks.trained import MNIST
 
 ATTACKS = {
     "sign-flip": ("sign-flip", {"scale": 8.0}),
@@ -160,3 +163,31 @@ def test_what_makes_no_sense_is_refused(found):
         stress(attacks=["min-mx"])
     with pytest.raises(InputError, match="no cell"):
         found.accuracy("alie", "mean", "iid")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (MNIST / "mnist.npz").exists(), reason="needs MNIST beside the repository")
+def test_robust_rules_keep_within_five_points_on_alike_clients_of_mnist():
+    with np.load(MNIST / "mnist.npz") as arrays:
+        train, test = (
+            ((arrays[f"x_{part}"][:count] / 255).astype(np.float32)[:, None], arrays[f"y_{part}"][:count])
+            for part, count in (("train", 4000), ("test", 2000))
+        )
+    found = stress_federation(
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, 10)),
+        train,
+        test,
+        attacks={
+            name: KNOWN[name]
+            for name in ("label-flip", "sign-flip", "inner-product", "min-max", "replacement")
+        },
+        aggregators={name: RULES[name] for name in ("mean", "trimmed-mean", "mixing")},
+        partitions=["iid"],
+        seeds=[3],
+        batch_size=32,
+    )
+    assert found.worst("mean", "iid")[1].value > 0.2
+    assert found.success("replacement", "mean", "iid").value > 0.9
+    for name in ("trimmed-mean", "mixing"):
+        assert found.worst(name, "iid")[1].value < 0.05
+        assert found.success("replacement", name, "iid").value < 0.05
