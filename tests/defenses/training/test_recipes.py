@@ -119,3 +119,20 @@ def test_undefended_is_worth_less_than_regularized_and_that_less_than_adversaria
         intervals[name] = report.threats[0].robust_accuracy.upper
     assert intervals["standard"].high < intervals["regularized"].low
     assert intervals["regularized"].high < intervals["free"].low
+
+
+@pytest.mark.slow
+def test_private_training_is_of_use_and_can_be_adversarial_as_well() -> None:
+    from robustml.defenses.training.renewing import renewed
+
+    target = load_target("digits")
+    clean, robust = {}, {}
+    for name in ("private", "private-pgd"):
+        fresh = renewed(target.model, 0)
+        hardened = follow(load_recipe(name), fresh, target.train, threat=target.threats[0])
+        assert hardened.privacy is not None
+        assert 7.9 < hardened.privacy.epsilon <= 8
+        report = rml.stress_test(hardened.model, target.data, threats=["linf:0.1"], suite="quick")
+        clean[name], robust[name] = report.clean.accuracy, report.threats[0].robust_accuracy.upper
+    assert all(figure.low > 0.85 for figure in clean.values())
+    assert robust["private"].high < robust["private-pgd"].low
