@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import real, whole
+from ..checks import share as share_of
 from ..classifier import Model
 from ..errors import InputError, brief
 from ..estimates import PairedDifference, Proportion, paired_difference, proportion
@@ -42,9 +43,8 @@ class Patch:
     value: float = 1.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
-            raise InputError(f"size={brief(self.size)} is not a whole number of at least 1")
-        _finite("value", self.value)
+        whole("size", self.size, 1)
+        real("value", self.value, -math.inf)
 
     def __call__(self, x: Tensor) -> Tensor:
         z = x.clone()
@@ -70,7 +70,7 @@ class Blend:
     def __post_init__(self) -> None:
         if not isinstance(self.pattern, Tensor):
             raise InputError(f"pattern is {type(self.pattern).__name__}, not a tensor like one input")
-        _share("share", self.share)
+        share_of("share", self.share, zero=False)
 
     @classmethod
     def noise(
@@ -248,7 +248,7 @@ def _chosen(
     y: Array, classes: Array, share: float, target: int | None, source: int | None, seed: int
 ) -> Array:
     """The rows to poison, ascending."""
-    _share("share", share)
+    share_of("share", share, zero=False)
     for name, value in (("target", target), ("source", source)):
         if value is not None and (isinstance(value, bool) or value not in classes):
             raise InputError(f"{name}={brief(value)} is not a class of the data")
@@ -284,13 +284,3 @@ def _labels(model: Callable[[Tensor], Tensor], x: Tensor) -> Array:
         raise InputError(f"the model answers with shape {tuple(answers.shape)} for {len(x)} inputs")
     labels = answers.argmax(1) if answers.ndim == 2 else answers
     return labels.to(torch.int64).numpy()
-
-
-def _finite(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
-        raise InputError(f"{name}={brief(value)} is not a finite number")
-
-
-def _share(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) <= 1:
-        raise InputError(f"{name}={brief(value)} is not a share above 0 and at most 1")

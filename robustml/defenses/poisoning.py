@@ -11,7 +11,6 @@ it looks at what the last layer answers, and its clusters change from call to ca
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..checks import whole
 from ..classifier import Classifier
 from ..errors import InputError, brief
 from ..estimates import Proportion, proportion
@@ -124,8 +124,7 @@ def spectral_signatures(
     Raises:
         InputError: for unacceptable arguments.
     """
-    if isinstance(expected, bool) or not isinstance(expected, numbers.Integral) or expected < 1:
-        raise InputError(f"expected={brief(expected)} is not a whole number of at least 1")
+    whole("expected", expected, 1)
     scores = np.zeros(len(learned))
     suspicious = np.zeros(len(learned), dtype=bool)
     for rows in _by_class(learned, y, classes):
@@ -169,8 +168,7 @@ def activation_clusters(
     from sklearn.decomposition import PCA
     from sklearn.metrics import silhouette_score
 
-    if isinstance(dimensions, bool) or not isinstance(dimensions, numbers.Integral) or dimensions < 1:
-        raise InputError(f"dimensions={brief(dimensions)} is not a whole number of at least 1")
+    whole("dimensions", dimensions, 1)
     scores = np.zeros(len(learned))
     suspicious = np.zeros(len(learned), dtype=bool)
     for rows in _by_class(learned, y, classes):

@@ -265,7 +265,7 @@ def test_what_it_refuses() -> None:
             "fpr=0.01 needs 198 inputs, a half of them for the threshold; 60 came",
         ),
         (lambda: fit(model, x[:0]), "fpr=0.05 needs 38 inputs"),
-        (lambda: fit(model, x, fpr=1.0), "fpr=1.0 is not a number between 0 and 1"),
+        (lambda: fit(model, x, fpr=1.0), "fpr=1.0 is not a share between 0 and 1"),
         (lambda: fit(model, x, method="knn", k=31), "k=31 needs 62 inputs"),
         (lambda: fit(model, x, method="knm"), "method='knm' is not known; did you mean 'knn'"),
         (lambda: fit(model, x, k=True), "k=True is not a whole number of at least 1"),

@@ -260,7 +260,7 @@ def test_what_it_refuses() -> None:
     fit, make = QueryDetector.fit, QueryDetector
     for call, message in [
         (lambda: fit(x, inputs=PLAIN), "fpr=0.001 with history=1000 needs 1999 inputs; 100 came"),
-        (lambda: fit(x, inputs=PLAIN, fpr=0), "fpr=0 is not a number between 0 and 1"),
+        (lambda: fit(x, inputs=PLAIN, fpr=0), "fpr=0 is not a share between 0 and 1"),
         (lambda: fit(x[:1].repeat(100, 0), inputs=PLAIN, fpr=0.1, history=60), "drop the copies"),
         (lambda: fit(x[:, :5], inputs=PLAIN), r"x has shape \(100, 5\)"),
         (lambda: make(PLAIN, threshold=0), "threshold=0 is not a number above 0"),

@@ -456,9 +456,9 @@ def test_sigma_must_be_positive(sigma: Any) -> None:
         ({"draws": 10.0}, r"draws=10.0 is not a whole number"),
         ({"select": 0}, "select=0 is not a whole number"),
         ({"select": True}, "select=True is not a whole number"),
-        ({"confidence": 0.5}, "confidence=0.5 is not a number between 0.5 and 1"),
-        ({"confidence": 1.0}, "confidence=1.0 is not a number"),
-        ({"confidence": float("nan")}, "confidence=nan is not a number"),
+        ({"confidence": 0.5}, "confidence=0.5 is not a finite number above 0.5 and below 1"),
+        ({"confidence": 1.0}, "confidence=1.0 is not a finite number"),
+        ({"confidence": float("nan")}, "confidence=nan is not a finite number"),
         ({"draws": 9}, "draws=9 can certify nothing at confidence 0.999; at least 10 are needed"),
     ],
 )

@@ -301,7 +301,7 @@ def test_other_mistakes_are_named() -> None:
         rml.Guarded(model, [SqueezeDetector([BITS])])
     with pytest.raises(rml.InputError, match="has no rate before it has been fitted"):
         _ = SqueezeDetector([BITS]).rate
-    with pytest.raises(rml.InputError, match="fpr=1 is not a number between 0 and 1"):
+    with pytest.raises(rml.InputError, match="fpr=1 is not a share between 0 and 1"):
         SqueezeDetector.fit(model, x, fpr=1, squeezers=[BITS])
     with pytest.raises(rml.InputError, match=r"fpr=0.01 needs 99 inputs .* 40 are there"):
         SqueezeDetector.fit(model, x, fpr=0.01, squeezers=[BITS])

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ...errors import InputError, brief
-
-__all__ = ["Answer", "Array", "Byzantine", "Failure", "Scene", "number"]
+__all__ = ["Answer", "Array", "Byzantine", "Failure", "Scene"]
 
 Array = np.ndarray[Any, Any]
 
@@ -101,13 +97,3 @@ class Byzantine:
         """
         del before, round_
         return answer
-
-
-def number(name: str, value: Any, *, low: float = 0.0, high: float = math.inf, open_: bool = True) -> None:
-    """Raise unless a value is a finite number above `low` (or at it) and at most `high`."""
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not (real and (low < value or (not open_ and low == value)) and value <= high):
-        end = f" and at most {high:g}" if high < math.inf else ""
-        raise InputError(
-            f"{name}={brief(value)} is not a finite number {'above' if open_ else 'of at least'} {low:g}{end}"
-        )

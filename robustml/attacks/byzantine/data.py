@@ -8,10 +8,11 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from ...checks import real
 from ...errors import InputError, brief
 from ...sampling import Streams
 from ..poisoning import Patch, Trigger
-from .base import Array, Byzantine, Scene, number
+from .base import Array, Byzantine, Scene
 
 __all__ = ["Backdoor", "LabelFlip"]
 
@@ -65,9 +66,9 @@ class Backdoor(Byzantine):
     trigger: Trigger = field(default_factory=lambda: Patch(3))
 
     def __post_init__(self) -> None:
-        number("share", self.share, high=1.0)
+        real("share", self.share, high=1.0, top=True)
         if self.scale is not None:
-            number("scale", self.scale)
+            real("scale", self.scale)
         if isinstance(self.target, bool) or not isinstance(self.target, int) or self.target < 0:
             raise InputError(f"target={brief(self.target)} is not a class")
 

@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from ...checks import real
 from ...errors import InputError, brief, suggest
 from ...sampling import Streams
-from .base import Answer, Array, Byzantine, Failure, number
+from .base import Answer, Array, Byzantine, Failure
 
 __all__ = ["ABUSES", "DropOut", "ProtocolAbuse"]
 
@@ -114,7 +115,7 @@ class DropOut(Byzantine):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        number("probability", self.probability, high=1.0)
+        real("probability", self.probability, high=1.0, top=True)
 
     def reply(self, answer: Answer, before: dict[str, Array], round_: int) -> Answer | Failure | None:
         del before

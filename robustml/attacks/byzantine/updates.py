@@ -8,9 +8,10 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
+from ...checks import real
 from ...errors import InputError, brief
 from ...sampling import Streams
-from .base import Array, Byzantine, Scene, number
+from .base import Array, Byzantine, Scene
 
 __all__ = ["Alie", "Gaussian", "InnerProduct", "MinMax", "MinSum", "SignFlip"]
 
@@ -30,7 +31,7 @@ class SignFlip(Byzantine):
     scale: float = 4.0
 
     def __post_init__(self) -> None:
-        number("scale", self.scale)
+        real("scale", self.scale)
 
     def updates(self, scene: Scene) -> Array:
         return -self.scale * scene.own
@@ -49,7 +50,7 @@ class InnerProduct(Byzantine):
     scale: float = 0.5
 
     def __post_init__(self) -> None:
-        number("scale", self.scale)
+        real("scale", self.scale)
 
     def updates(self, scene: Scene) -> Array:
         return np.repeat(-self.scale * scene.honest.mean(axis=0)[None], len(scene.own), axis=0)
@@ -68,7 +69,7 @@ class Gaussian(Byzantine):
     scale: float = 10.0
 
     def __post_init__(self) -> None:
-        number("scale", self.scale)
+        real("scale", self.scale)
 
     def updates(self, scene: Scene) -> Array:
         ids = torch.arange(len(scene.own))
@@ -91,7 +92,7 @@ class Alie(Byzantine):
 
     def __post_init__(self) -> None:
         if self.deviations is not None:
-            number("deviations", self.deviations)
+            real("deviations", self.deviations)
 
     def updates(self, scene: Scene) -> Array:
         mean, std = scene.honest.mean(axis=0), scene.honest.std(axis=0)

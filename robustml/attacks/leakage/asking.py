@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import numbers
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,13 +12,13 @@ from torch import Tensor
 
 from ...classifier import Model
 from ...data import Dataset, as_dataset
-from ...errors import InputError, brief
+from ...errors import InputError
 from ...estimates import Proportion, proportion
 from ...registry import Access
 from ...sampling import seeded
 from ...wrapping import pick_device
 
-__all__ = ["Array", "Asked", "agreement", "asked", "both", "shared", "whole"]
+__all__ = ["Array", "Asked", "agreement", "asked", "both", "shared"]
 
 Array = np.ndarray[Any, Any]
 
@@ -122,9 +121,3 @@ def agreement(hits: Any, confidence: float = 0.95) -> Proportion:
     """The share of hits, with its exact interval."""
     found = np.asarray(hits, dtype=bool)
     return proportion(int(found.sum()), len(found), confidence)
-
-
-def whole(name: str, value: Any, low: int) -> None:
-    """Refuse what is not a whole number of at least `low`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < low:
-        raise InputError(f"{name}={brief(value)} is not a whole number of at least {low}")

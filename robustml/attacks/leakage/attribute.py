@@ -9,11 +9,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from ...checks import whole
 from ...classifier import Model
 from ...data import Dataset
 from ...errors import InputError, suggest
 from ...estimates import PairedDifference, Proportion, paired_difference
-from .asking import Array, Asked, agreement, asked, both, whole
+from .asking import Array, Asked, agreement, asked, both
 from .attributes import Attribute, attribute_of
 from .imputing import LEARNERS, Learner, art_guesses, fitted
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...checks import whole
 from ...classifier import Classifier, Model
 from ...data import as_dataset
 from ...errors import InputError, suggest
@@ -17,7 +18,7 @@ from ...estimates import PairedDifference, Proportion, paired_difference
 from ...registry import Access, find_attack
 from ...sampling import Streams
 from ...threats import Threat
-from .asking import Array, Asked, agreement, asked, shared, whole
+from .asking import Array, Asked, agreement, asked, shared
 from .substitute import Build, taught
 
 __all__ = ["Extracted", "Extraction", "Stolen", "extraction_test", "steal"]

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from ...checks import whole
 from ...classifier import Classifier, Model
 from ...errors import InputError
 from ...estimates import Proportion, proportion
 from ...inputs import InputSpec
-from .asking import Array, both, whole
+from .asking import Array, both
 from .inverting import invert, scrambled
 from .nearness import Nearness, centered, nearness, permuted
 

@@ -10,11 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ...checks import whole
 from ...classifier import Classifier, Model
 from ...errors import InputError, suggest
 from ...registry import Access
 from ...sampling import Streams
-from .asking import Asked, asked, whole
+from .asking import Asked, asked
 
 __all__ = ["Inverted", "invert", "scrambled"]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ...checks import whole
 from ...classifier import Classifier
 from ...data import Dataset, as_dataset
 from ...errors import InputError, brief
@@ -14,7 +15,7 @@ from ...wrapping import collected, wrapped
 from ..training.sources import split
 from .partition import are_shards, as_shards, parse_partition, shard
 
-__all__ = ["divided", "whole"]
+__all__ = ["divided"]
 
 
 def divided(
@@ -43,7 +44,7 @@ def divided(
         return classifier, shards, _held(None if auto else validation, classifier), "given"
     if clients is None:
         raise InputError("clients is missing; say into how many parts to split the data")
-    whole("clients", clients)
+    whole("clients", clients, 1)
     chosen = parse_partition(partition)
     dataset = as_dataset(read[0], classifier.inputs, classifier.classes, "data")
     share = 0.1 if auto else validation
@@ -65,13 +66,3 @@ def _held(validation: Any, model: Classifier) -> Dataset | None:
             f"validation={brief(validation)} is a share; the clients' data are theirs, give a pair"
         )
     return None if validation is None else as_dataset(validation, model.inputs, model.classes, "validation")
-
-
-def whole(name: str, value: Any) -> None:
-    """Refuse anything but a whole number of at least 1.
-
-    Raises:
-        InputError: naming the argument.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name}={brief(value)} is not a whole number of at least 1")

@@ -21,11 +21,12 @@ from typing import Any
 
 import numpy as np
 
+from ...checks import real, whole
 from ...errors import InputError, brief
 from ..privacy.ledger import Ledger
 from ..privacy.randomness import Seeded, System
 from .rules import RULES, Rule
-from .rules.base import Array, clipped, positive, whole
+from .rules.base import Array, clipped
 
 __all__ = ["ClientPrivacy", "epsilon_of", "noise_for_rounds", "private_rule"]
 
@@ -56,14 +57,14 @@ class ClientPrivacy:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        positive("clip", self.clip)
-        positive("noise_multiplier", self.noise_multiplier)
-        whole("clients", self.clients, least=1)
-        positive("delta", self.delta)
+        real("clip", self.clip)
+        real("noise_multiplier", self.noise_multiplier)
+        whole("clients", self.clients, 1)
+        real("delta", self.delta)
         if self.delta >= 1:
             raise InputError(f"delta={brief(self.delta)} is not a probability below 1")
         if self.epsilon is not None:
-            positive("epsilon", self.epsilon)
+            real("epsilon", self.epsilon)
         if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int)):
             raise InputError(f"seed={brief(self.seed)} is not a whole number")
 
@@ -151,9 +152,9 @@ def noise_for_rounds(epsilon: float, delta: float, rounds: int) -> float:
     Raises:
         InputError: for numbers that are none of these.
     """
-    positive("epsilon", epsilon)
-    positive("delta", delta)
-    whole("rounds", rounds, least=1)
+    real("epsilon", epsilon)
+    real("delta", delta)
+    whole("rounds", rounds, 1)
     low, high = 0.0, 1.0
     while epsilon_of([(high, 1.0, rounds)], delta) > epsilon:
         low, high = high, 2 * high

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ...checks import whole
 from ...classifier import Classifier
 from ...data import Dataset
 from ...errors import InputError, brief, suggest
@@ -20,7 +21,7 @@ from ...inputs import InputSpec
 from ...wrapping import pick_device
 from ..training.hardening import _described, _settings
 from ..training.objective import Objective, Standard, Term
-from .dividing import divided, whole
+from .dividing import divided
 from .environment import flower, quiet
 from .outcome import Federated, outcome
 
@@ -185,7 +186,7 @@ def _promised(privacy: DifferentialPrivacy, rounds: int) -> dict[str, Any]:
 def _check(
     *, rounds: Any, deadline: Any, keep: Any, runtime: Any, seed: Any, settings: Mapping[str, Any]
 ) -> None:
-    whole("rounds", rounds)
+    whole("rounds", rounds, 1)
     number = isinstance(deadline, (int, float)) and not isinstance(deadline, bool)
     if not number or not 0 < deadline < float("inf"):
         raise InputError(f"deadline={brief(deadline)} is not a finite number of seconds above 0")

@@ -18,12 +18,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from ...checks import real
 from ...errors import InputError, RobustmlError, brief
 from ...sampling import Streams
 from .layout import Layout
 from .quarantine import GuardedRound, Quarantined
 from .replies import Limits, Rejected, Reply, compared, read, read_metrics, settled
-from .rules.base import positive
 
 __all__ = ["Guarded", "GuardedRound", "Quarantined"]
 
@@ -69,7 +69,7 @@ class Guarded(Strategy):
         if not isinstance(strategy, Strategy):
             raise InputError(f"strategy is {type(strategy).__name__}, not a Flower strategy")
         for name, value in (("quorum", quorum), ("fraction", fraction), ("nodes", nodes), ("wait", wait)):
-            positive(name, value)
+            real(name, value)
         if fraction > 1 or (isinstance(quorum, float) and quorum > 1):
             raise InputError(f"fraction={fraction:g} and a quorum that is a share ({quorum:g}) are 1 at most")
         self.strategy = strategy
@@ -286,7 +286,7 @@ def _limits(given: Mapping[str, Any]) -> Limits:
         if name not in known:
             raise InputError(f"{name} is not an option of Guarded; known: {', '.join(sorted(known))}")
         if not (name == "examples" and value is None):
-            positive(name, value)
+            real(name, value)
     return Limits(**given)
 
 

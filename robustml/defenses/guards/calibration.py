@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-import numbers
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from ...errors import InputError, brief
+from ...errors import InputError
 from ...estimates import clopper_pearson
 from ...inputs import InputSpec
 from ...sampling import splitmix64
 
-__all__ = ["Calibration", "at_least", "batch_of", "calibrated", "needed", "rate", "shuffled"]
+__all__ = ["Calibration", "batch_of", "calibrated", "needed", "shuffled"]
 
 
 @dataclass(frozen=True)
@@ -70,29 +69,6 @@ def calibrated(scores: np.ndarray[Any, Any], fpr: float) -> Calibration:
         )
     threshold = float(np.sort(scores)[len(scores) - allowed])
     return Calibration(threshold, int((scores > threshold).sum()), len(scores))
-
-
-def rate(name: str, value: object) -> float:
-    """An option that is a proportion between 0 and 1.
-
-    Raises:
-        InputError: for anything else.
-    """
-    accepted = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not accepted or not 0 < float(value) < 1:  # type: ignore[arg-type]
-        raise InputError(f"{name}={brief(value)} is not a number between 0 and 1")
-    return float(value)  # type: ignore[arg-type]
-
-
-def at_least(name: str, value: object, low: int) -> int:
-    """An option that is a whole number with a lower limit.
-
-    Raises:
-        InputError: for anything else.
-    """
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < low:
-        raise InputError(f"{name}={brief(value)} is not a whole number of at least {low}")
-    return int(value)
 
 
 def batch_of(x: object, inputs: InputSpec) -> torch.Tensor:

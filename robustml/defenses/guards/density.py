@@ -16,12 +16,13 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
+from ...checks import share, whole
 from ...classifier import Classifier, Model
 from ...errors import InputError, brief, suggest
 from ...guarded import Guarded
 from ...guards import Answer, Answers, Guard, guard
 from ...inputs import InputSpec
-from .calibration import Calibration, at_least, batch_of, calibrated, needed, rate, shuffled
+from .calibration import Calibration, batch_of, calibrated, needed, shuffled
 
 __all__ = ["DensityDetector"]
 
@@ -80,8 +81,8 @@ class DensityDetector(Guard):
         if not isinstance(pool, bool):
             raise InputError(f"pool={brief(pool)} is not true or false")
         self.layer, self.method, self.pool = layer, method, pool
-        self.k, self.keep = at_least("k", k, 1), at_least("keep", keep, 1)
-        self.fpr = rate("fpr", fpr)
+        self.k, self.keep = whole("k", k, 1), whole("keep", keep, 1)
+        self.fpr = share("fpr", fpr, zero=False, one=False)
         # An activation f becomes (f - center) @ whitening, and is compared with the rows of the reference.
         self.register_buffer("center", torch.zeros(0))
         self.register_buffer("whitening", torch.zeros(0, 0))
@@ -130,7 +131,7 @@ class DensityDetector(Guard):
                 f"fpr={made.fpr:g} needs {2 * needed(made.fpr)} inputs, a half of them for the threshold; "
                 f"{len(clean)} came"
             )
-        features, answers = made._gathered(model, clean, at_least("batch", batch, 1))
+        features, answers = made._gathered(model, clean, whole("batch", batch, 1))
         if features.shape[1] > _WIDEST and made.method == "mahalanobis":
             raise InputError(
                 f"layer {made.layer!r} has {features.shape[1]} features; mahalanobis takes at most {_WIDEST}"

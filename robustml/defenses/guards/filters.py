@@ -14,10 +14,11 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ...checks import whole
 from ...errors import InputError, brief
 from ...guards import Guard, guard
 from ...inputs import InputSpec
-from .squeezing import needs_images, whole
+from .squeezing import needs_images
 
 __all__ = ["MedianSmoothing", "NonLocalMeans"]
 

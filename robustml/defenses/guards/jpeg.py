@@ -10,11 +10,12 @@ from annotated_types import Ge, Le
 from torch import Tensor
 from torch.nn import functional
 
+from ...checks import whole
 from ...guards import Guard, guard
 from ...inputs import InputSpec
 from ...pictures import stored_as_jpeg
 from ...surrogates import graft
-from .squeezing import needs_images, whole
+from .squeezing import needs_images
 
 __all__ = ["JPEG", "table"]
 

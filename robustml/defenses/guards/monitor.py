@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...checks import whole
 from ...classifier import Model, mode_dependent_layers
 from ...errors import InputError, brief
 from ...guarded import Guarded
@@ -83,8 +84,7 @@ class Monitor:
         if not isinstance(model, Model):
             raise InputError(f"model is {type(model).__name__}; give a Guarded, a Classifier or a BlackBox")
         for name, value in (("keep", keep), ("batch", batch)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"{name}={brief(value)} is not a whole number of at least 1")
+            whole(name, value, 1)
         if isinstance(model, nn.Module) and (layers := mode_dependent_layers(model)):
             raise InputError(f"model is in training mode ({layers[0]}); call model.eval() first")
         self.model, self._batch = model, batch

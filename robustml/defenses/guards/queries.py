@@ -22,11 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...checks import share, whole
 from ...errors import InputError, brief, suggest
 from ...files import write_atomic
 from ...inputs import InputSpec
 from ...sampling import Streams
-from .calibration import Calibration, at_least, batch_of, calibrated, needed, rate, shuffled
+from .calibration import Calibration, batch_of, calibrated, needed, shuffled
 
 __all__ = ["Encoding", "QueryDetector"]
 
@@ -92,11 +93,11 @@ class QueryDetector:
         if not number or not 0 < float(threshold) < math.inf:
             raise InputError(f"threshold={brief(threshold)} is not a number above 0")
         self.inputs, self.threshold = inputs, float(threshold)
-        self.k, self.clients = at_least("k", k, 1), at_least("clients", clients, 1)
-        self.history = at_least("history", history, 1)
+        self.k, self.clients = whole("k", k, 1), whole("clients", clients, 1)
+        self.history = whole("history", history, 1)
         if self.history < self.k:
             raise InputError(f"history={history} is shorter than k={k}: nothing would ever be flagged")
-        self.width, self.seed = at_least("width", width, 1), at_least("seed", seed, 0)
+        self.width, self.seed = whole("width", width, 1), whole("seed", seed, 0)
         if encoding not in _ENCODINGS:
             raise InputError(f"encoding={brief(encoding)} is not known{suggest(str(encoding), _ENCODINGS)}")
         if encoding == "pool" and len(inputs.shape) != 3:
@@ -136,7 +137,7 @@ class QueryDetector:
         Raises:
             InputError: for unacceptable arguments, or too few inputs.
         """
-        fpr = rate("fpr", fpr)
+        fpr = share("fpr", fpr, zero=False, one=False)
         made = cls(inputs, threshold=1.0, history=history, **options)
         clean = batch_of(x, inputs)
         least = needed(fpr)
@@ -268,14 +269,14 @@ class QueryDetector:
     def _restore(self, entries: Any, sums: Any, codes: Tensor) -> None:
         if codes.shape[1:] != (self._length,) or codes.dtype != torch.float32 or len(entries) > self.clients:
             raise ValueError("codes do not fit the options")
-        lengths = [at_least("length", entry[3], 0) for entry in entries]
+        lengths = [whole("length", entry[3], 0) for entry in entries]
         if max(lengths, default=0) > self.history:
             raise ValueError("a history is longer than the options allow")
         for (name, queries, flagged, _), own in zip(entries, codes.split(lengths), strict=True):  # type: ignore[no-untyped-call]
             self._known[str(name)] = _Client(
-                own.clone(), at_least("queries", queries, 0), at_least("flagged", flagged, 0)
+                own.clone(), whole("queries", queries, 0), whole("flagged", flagged, 0)
             )
-        self._forgotten, self._past_queries, self._past_flagged = (at_least("sum", n, 0) for n in sums)
+        self._forgotten, self._past_queries, self._past_flagged = (whole("sum", n, 0) for n in sums)
 
     def _met(self, client: str) -> _Client:
         """The record of a client, who is now the one heard of last."""

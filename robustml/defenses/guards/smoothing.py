@@ -8,7 +8,6 @@ wins with a probability above p > 1/2, no perturbation shorter than sigma * Phi^
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -19,7 +18,8 @@ from annotated_types import Gt
 from torch import Tensor
 
 from ...certificates import ABSTAINED, Certificate, Source, behind_first, certificate, uncertified
-from ...errors import InputError, brief
+from ...checks import real, whole
+from ...errors import InputError
 from ...estimates import clopper_pearson
 from ...guarded import Guarded
 from ...guards import Answer, Guard, guard
@@ -51,10 +51,7 @@ class Smoothing(Guard):
 
     def __init__(self, sigma: Annotated[float, Gt(0)]) -> None:
         super().__init__()
-        real = isinstance(sigma, numbers.Real) and not isinstance(sigma, bool)
-        if not (real and math.isfinite(sigma) and sigma > 0):
-            raise InputError(f"sigma={brief(sigma)} is not a finite number above 0")
-        self.sigma = float(sigma)
+        self.sigma = real("sigma", sigma)
 
     def forward(self, x: Tensor) -> Tensor:
         """The inputs (n, *shape) with fresh noise from torch's global generator."""
@@ -271,8 +268,5 @@ def _tensor(guarded: Guarded, x: Any) -> Tensor:
 
 def _check(*, confidence: Any, **counts: Any) -> None:
     for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-            raise InputError(f"{name}={brief(value)} is not a whole number of at least 1")
-    real = isinstance(confidence, numbers.Real) and not isinstance(confidence, bool)
-    if not (real and 0.5 < confidence < 1):
-        raise InputError(f"confidence={brief(confidence)} is not a number between 0.5 and 1")
+        whole(name, value, 1)
+    real("confidence", confidence, 0.5, 1.0)

@@ -10,13 +10,14 @@ import torch
 from annotated_types import Gt, Lt
 from torch import Tensor, nn
 
+from ...checks import share
 from ...classifier import Model
 from ...errors import InputError, brief
 from ...guarded import Guarded
 from ...guards import Answer, Guard, checked, find_guard, guard, through
 from ...inputs import InputSpec
 from ...surrogates import exact, graft
-from .calibration import Calibration, batch_of, calibrated, rate
+from .calibration import Calibration, batch_of, calibrated
 
 __all__ = ["Rate", "SqueezeDetector", "default_squeezers", "distance"]
 
@@ -78,7 +79,7 @@ class SqueezeDetector(Guard):
     ) -> None:
         super().__init__()
         made = [] if squeezers is None else _made(squeezers)
-        self.fpr = rate("fpr", fpr)
+        self.fpr = share("fpr", fpr, zero=False, one=False)
         self.squeezers = (
             None if squeezers is None else [{"guard": each.name, **each.options} for each in made]
         )

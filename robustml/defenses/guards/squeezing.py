@@ -13,25 +13,15 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
-from ...errors import InputError, brief
+from ...checks import whole
+from ...errors import InputError
 from ...guards import Guard, guard
 from ...inputs import InputSpec
 
-__all__ = ["BitDepth", "Decimals", "needs_images", "whole"]
+__all__ = ["BitDepth", "Decimals", "needs_images"]
 
 _MOST_BITS = 16
 _MOST_PLACES = 6
-
-
-def whole(name: str, value: object, low: int, high: int) -> int:
-    """An option that is a whole number within limits.
-
-    Raises:
-        InputError: for anything else.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InputError(f"{name}={brief(value)} is not a whole number from {low} to {high}")
-    return value
 
 
 def needs_images(name: str, inputs: InputSpec) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor
 
+from ...checks import real, whole
 from ...errors import InputError, brief, suggest
 from .mechanism import Mechanism, Sampler
 from .randomness import randomness
@@ -72,17 +71,22 @@ class DifferentialPrivacy:
     def __post_init__(self) -> None:
         if (self.epsilon is None) == (self.noise_multiplier is None):
             raise InputError("privacy takes exactly one of epsilon and noise_multiplier")
-        _real("epsilon", self.epsilon)
-        _real("noise_multiplier", self.noise_multiplier, zero=True)
-        _real("delta", self.delta, below=1.0)
-        _real("clipping_norm", self.clipping_norm)
-        _real("max_epsilon", self.max_epsilon)
+        for name in ("epsilon", "max_epsilon"):
+            if getattr(self, name) is not None:
+                real(name, getattr(self, name))
+        if self.noise_multiplier is not None:
+            real("noise_multiplier", self.noise_multiplier, closed=True)
+        real("delta", self.delta, high=1.0)
+        real("clipping_norm", self.clipping_norm)
         if self.max_epsilon is not None and self.epsilon is not None:
             raise InputError("max_epsilon goes with noise_multiplier; epsilon is a limit already")
         if self.mode not in MODES:
             raise InputError(f"mode={brief(self.mode)} is not known{suggest(str(self.mode), MODES)}")
-        for name, least in (("physical_batch", 1), ("memory", 1), ("seed", None)):
-            _whole(name, getattr(self, name), least)
+        whole("memory", self.memory, 1)
+        if self.physical_batch is not None:
+            whole("physical_batch", self.physical_batch, 1)
+        if self.seed is not None:
+            whole("seed", self.seed)
 
     def sampler(self, samples: int, rate: float) -> Sampler:
         """What chooses the samples of each step."""
@@ -98,22 +102,3 @@ class DifferentialPrivacy:
         return {
             one.name: getattr(self, one.name) for one in dataclasses.fields(self) if one.name not in hidden
         }
-
-
-def _real(name: str, value: Any, *, zero: bool = False, below: float = math.inf) -> None:
-    if value is None:
-        return
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not (real and (0 < value < below or (zero and value == 0))):
-        least = "of at least 0" if zero else "above 0"
-        limit = f" and below {below:g}" if below < math.inf else ""
-        raise InputError(f"{name}={brief(value)} is not a finite number {least}{limit}")
-
-
-def _whole(name: str, value: Any, least: int | None) -> None:
-    if value is None and name != "memory":
-        return
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or (least is not None and value < least):
-        limit = "" if least is None else f" of at least {least}"
-        raise InputError(f"{name}={brief(value)} is not a whole number{limit}")

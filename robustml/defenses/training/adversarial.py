@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Self
 
 from torch import Tensor
 
+from ...checks import real, share, whole
 from ...classifier import Classifier
 from ...errors import InputError, brief
 from ...inputs import InputSpec
@@ -18,32 +17,9 @@ from ...losses import cross_entropy
 from ...threats import Ball, Threat
 from .objective import Answers, Batch, Loss, Objective, ascend
 
-__all__ = ["PGD", "Against", "Bounded", "positive", "whole"]
+__all__ = ["PGD", "Against", "Bounded"]
 
 _LEAST = 0.02  # of eps, where it begins to grow
-
-
-def whole(name: str, value: object, least: int) -> None:
-    """Refuse what is not a whole number of at least so much.
-
-    Raises:
-        InputError: naming the argument.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{name}={brief(value)} is not a whole number of at least {least}")
-
-
-def positive(name: str, value: object, *, zero: bool = False) -> None:
-    """Refuse what is not a finite number above 0, or of at least 0.
-
-    Raises:
-        InputError: naming the argument.
-    """
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        number = float(value)
-        if 0 < number < math.inf or (zero and number == 0):
-            return
-    raise InputError(f"{name}={brief(value)} is not a finite number {'of at least' if zero else 'above'} 0")
 
 
 @dataclass(frozen=True)
@@ -64,8 +40,7 @@ class Against(Objective):
             raise InputError(f"threat={brief(self.threat)} is not a threat model, as in Linf(8/255)")
         if self.threat.norm == "l0":
             raise InputError("threat is L0, which has no gradient steps to train with; use L1 or L2")
-        if not (isinstance(self.ramp, (int, float)) and 0 <= self.ramp <= 1):
-            raise InputError(f"ramp={brief(self.ramp)} is not a share from 0 to 1")
+        share("ramp", self.ramp)
 
     @property
     def threats(self) -> tuple[Threat, ...]:
@@ -105,7 +80,7 @@ class Bounded(Against):
         super().__post_init__()
         whole("steps", self.steps, 0)
         if self.step is not None:
-            positive("step", self.step)
+            real("step", self.step)
 
     @property
     def length(self) -> float:
@@ -140,8 +115,7 @@ class PGD(Bounded):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.clean <= 1:
-            raise InputError(f"clean={brief(self.clean)} is not a share from 0 to 1")
+        share("clean", self.clean)
 
     def craft(self, model: Classifier, batch: Batch) -> Tensor:
         ball = self.ball(batch)

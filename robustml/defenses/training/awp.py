@@ -11,11 +11,11 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from ...checks import real
 from ...classifier import Classifier
 from ...errors import InputError
 from ...inputs import InputSpec
 from ...threats import Threat
-from .adversarial import positive
 from .objective import Answers, Batch, Objective
 
 __all__ = ["AWP"]
@@ -47,7 +47,7 @@ class AWP(Objective):
         if not isinstance(self.objective, Objective):
             kind = type(self.objective).__name__
             raise InputError(f"objective is {kind}, not an objective, as in PGD(Linf(8/255))")
-        positive("gamma", self.gamma)
+        real("gamma", self.gamma)
 
     @property
     def threats(self) -> tuple[Threat, ...]:

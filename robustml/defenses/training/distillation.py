@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import numbers
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
+from ...checks import real, share
 from ...classifier import Classifier
-from ...errors import InputError, brief
+from ...errors import InputError
 from ...losses import cross_entropy
-from .adversarial import Bounded, positive
+from .adversarial import Bounded
 from .hardening import Hardened, harden
 from .objective import Answers, Batch, Objective
 
@@ -78,7 +78,7 @@ class Tempered(Objective):
     name = "tempered"
 
     def __post_init__(self) -> None:
-        positive("temperature", self.temperature)
+        real("temperature", self.temperature)
 
     def losses(self, ask: Answers, batch: Batch, z: Tensor) -> Tensor:
         return cross_entropy(ask(batch.x) / self.temperature, batch.y)
@@ -105,7 +105,7 @@ class Distillation(Objective):
     name = "distillation"
 
     def __post_init__(self) -> None:
-        positive("temperature", self.temperature)
+        real("temperature", self.temperature)
         object.__setattr__(self, "teacher", frozen(self.teacher))
 
     def losses(self, ask: Answers, batch: Batch, z: Tensor) -> Tensor:
@@ -137,9 +137,7 @@ class AdversarialDistillation(Bounded):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        real = isinstance(self.clean, numbers.Real) and not isinstance(self.clean, bool)
-        if not (real and 0 <= self.clean <= 1):
-            raise InputError(f"clean={brief(self.clean)} is not a share from 0 to 1")
+        share("clean", self.clean)
         object.__setattr__(self, "teacher", frozen(self.teacher))
 
     def _soft(self, batch: Batch) -> Tensor:
@@ -187,7 +185,7 @@ def distill(
     Raises:
         InputError: as `harden`, and for an objective, since there are two already.
     """
-    positive("temperature", temperature)
+    real("temperature", temperature)
     if "objective" in settings:
         raise InputError("objective cannot be chosen: distill trains on Tempered, then on Distillation")
     folders = {name: None if out is None else Path(out) / name for name in ("teacher", "student")}

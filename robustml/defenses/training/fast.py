@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...checks import real
 from ...classifier import Classifier
 from ...losses import cross_entropy
-from .adversarial import Against, positive
+from .adversarial import Against
 from .objective import Answers, Batch, ascend
 
 __all__ = ["Fast"]
@@ -42,8 +43,8 @@ class Fast(Against):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive("alpha", self.alpha)
-        positive("align", self.align, zero=True)
+        real("alpha", self.alpha)
+        real("align", self.align, closed=True)
 
     def craft(self, model: Classifier, batch: Batch) -> Tensor:
         ball = self.ball(batch)

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ...checks import real, whole
 from ...classifier import Classifier
 from ...losses import cross_entropy
-from .adversarial import Against, positive, whole
+from .adversarial import Against
 from .objective import Answers, Batch
 
 __all__ = ["Free"]
@@ -55,7 +56,7 @@ class Free(Against):
     def __post_init__(self) -> None:
         super().__post_init__()
         whole("replays", self.replays, 1)
-        positive("step", self.step)
+        real("step", self.step)
 
     @property
     def follows(self) -> bool:

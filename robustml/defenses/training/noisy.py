@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ...checks import real
 from ...classifier import Classifier
 from ...losses import cross_entropy
-from .adversarial import positive
 from .objective import Answers, Batch, Objective
 
 __all__ = ["Noisy"]
@@ -32,7 +32,7 @@ class Noisy(Objective):
     name = "noisy"
 
     def __post_init__(self) -> None:
-        positive("sigma", self.sigma)
+        real("sigma", self.sigma)
 
     def craft(self, model: Classifier, batch: Batch) -> Tensor:
         noise = batch.streams.normal(*model.inputs.shape, dtype=batch.x.dtype) * self.sigma

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ...checks import real, whole
 from ...classifier import Classifier
 from ...errors import InputError, brief, suggest
 
@@ -102,14 +102,16 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "patience"):
-            _whole(name, getattr(self, name), optional=name == "patience")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise InputError(f"seed={brief(self.seed)} is not a whole number")
-        _real("learning_rate", self.learning_rate, optional=True)
-        _real("clip", self.clip, optional=True)
-        _real("weight_decay", self.weight_decay, zero=True)
-        _real("decay", self.decay, high=1.0)
-        _real("average_from", self.average_from, zero=True, high=1.0)
+            if name != "patience" or self.patience is not None:
+                # What NumPy counts with cannot be written to a checkpoint.
+                object.__setattr__(self, name, whole(name, getattr(self, name), 1))
+        object.__setattr__(self, "seed", whole("seed", self.seed))
+        for name in ("learning_rate", "clip"):
+            if getattr(self, name) is not None:
+                real(name, getattr(self, name))
+        real("weight_decay", self.weight_decay, closed=True)
+        real("decay", self.decay, high=1.0)
+        real("average_from", self.average_from, high=1.0, closed=True)
         for name, known in _CHOICES.items():
             value = getattr(self, name)
             if not (name in {"optimizer", "schedule"} and callable(value)) and value not in known:
@@ -174,24 +176,3 @@ class Settings:
 
 def _named(value: Any) -> Any:
     return value if not callable(value) else getattr(value, "__qualname__", type(value).__qualname__)
-
-
-def _whole(name: str, value: Any, *, optional: bool) -> None:
-    if (value is None and optional) or (
-        isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    ):
-        return
-    raise InputError(f"{name}={brief(value)} is not a whole number of at least 1")
-
-
-def _real(
-    name: str, value: Any, *, high: float = math.inf, zero: bool = False, optional: bool = False
-) -> None:
-    if value is None and optional:
-        return
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if real and (0 < value < high or (zero and value == 0)):
-        return
-    least = "of at least 0" if zero else "above 0"
-    below = f" and below {high:g}" if high < math.inf else ""
-    raise InputError(f"{name}={brief(value)} is not a finite number {least}{below}")

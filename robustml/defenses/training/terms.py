@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
@@ -10,10 +9,10 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from ...errors import InputError, RunError, brief
+from ...checks import real, share, whole
+from ...errors import RunError
 from ...inputs import InputSpec
 from ...losses import cross_entropy
-from .adversarial import positive, whole
 from .objective import Answers, Batch, Term
 
 __all__ = ["InputGradient", "Jacobian", "L1Weights", "L2Weights", "LabelSmoothing", "SpectralNorm"]
@@ -30,7 +29,7 @@ class _Weighted(Term):
     weight: float
 
     def __post_init__(self) -> None:
-        positive("weight", self.weight, zero=True)
+        real("weight", self.weight, closed=True)
 
 
 @dataclass(frozen=True)
@@ -161,9 +160,7 @@ class LabelSmoothing(_Weighted):
         Raises:
             InputError: for another number.
         """
-        real = isinstance(smoothing, numbers.Real) and not isinstance(smoothing, bool)
-        if not (real and 0 <= smoothing < 1):
-            raise InputError(f"smoothing={brief(smoothing)} is not a share of at least 0 and below 1")
+        share("smoothing", smoothing, one=False)
         return cls(smoothing / (1 - smoothing))
 
     def losses(self, ask: Answers, batch: Batch, z: Tensor) -> Tensor:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
+from ...checks import real
 from ...classifier import Classifier
 from ...losses import cross_entropy
-from .adversarial import Bounded, positive
+from .adversarial import Bounded
 from .distillation import divergence
 from .objective import Answers, Batch
 
@@ -42,7 +43,7 @@ class TRADES(Bounded):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive("beta", self.beta, zero=True)
+        real("beta", self.beta, closed=True)
 
     def craft(self, model: Classifier, batch: Batch) -> Tensor:
         ball = self.ball(batch)

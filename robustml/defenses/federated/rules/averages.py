@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from .base import Array, Rule, Tolerant, clipped, lengths, positive
+from ....checks import real
+from .base import Array, Rule, Tolerant, clipped, lengths
 
 __all__ = ["Mean", "Median", "NormBounding", "TrimmedMean"]
 
@@ -86,7 +87,7 @@ class NormBounding(Rule):
 
     def __post_init__(self) -> None:
         if self.bound is not None:
-            positive("bound", self.bound)
+            real("bound", self.bound)
 
     def combine(self, updates: Array, weights: Array, center: Array) -> Array:
         del center

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import numbers
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from ....errors import InputError, brief
+from ....checks import whole
 
-__all__ = ["Array", "Rule", "Tolerant", "clipped", "distances", "lengths", "positive", "whole"]
+__all__ = ["Array", "Rule", "Tolerant", "clipped", "distances", "lengths"]
 
 Array = np.ndarray[Any, Any]
 Self = TypeVar("Self", bound="Rule")
@@ -73,7 +71,7 @@ class Tolerant(Rule):
     hostile: int = 1
 
     def __post_init__(self) -> None:
-        whole("hostile", self.hostile, least=0)
+        whole("hostile", self.hostile, 0)
 
     @staticmethod
     def bearable(clients: int) -> int:
@@ -113,19 +111,6 @@ def clipped(rows: Array, bound: float) -> Array:
     found = lengths(rows)
     scale = np.minimum(1.0, bound / np.where(found > 0, found, 1.0))
     return np.asarray(rows * scale[:, None])
-
-
-def whole(name: str, value: Any, *, least: int) -> None:
-    """Raise unless a value is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{name}={brief(value)} is not a whole number of at least {least}")
-
-
-def positive(name: str, value: Any) -> None:
-    """Raise unless a value is a finite number above 0."""
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not (real and math.isfinite(float(value)) and float(value) > 0):
-        raise InputError(f"{name}={brief(value)} is not a finite number above 0")
 
 
 def _plain(value: Any) -> Any:

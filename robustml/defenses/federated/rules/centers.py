@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from .base import Array, Rule, clipped, lengths, positive, whole
+from ....checks import real, whole
+from .base import Array, Rule, clipped, lengths
 
 __all__ = ["CenteredClipping", "GeometricMedian"]
 
@@ -29,8 +30,8 @@ class GeometricMedian(Rule):
     weighted: bool = False
 
     def __post_init__(self) -> None:
-        whole("steps", self.steps, least=1)
-        positive("tolerance", self.tolerance)
+        whole("steps", self.steps, 1)
+        real("tolerance", self.tolerance)
 
     def combine(self, updates: Array, weights: Array, center: Array) -> Array:
         del center
@@ -79,9 +80,9 @@ class CenteredClipping(Rule):
     steps: int = 3
 
     def __post_init__(self) -> None:
-        whole("steps", self.steps, least=1)
+        whole("steps", self.steps, 1)
         if self.radius is not None:
-            positive("radius", self.radius)
+            real("radius", self.radius)
 
     def combine(self, updates: Array, weights: Array, center: Array) -> Array:
         del weights

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from .base import Array, Tolerant, distances, whole
+from ....checks import whole
+from .base import Array, Tolerant, distances
 
 __all__ = ["Bulyan", "Krum", "MultiKrum"]
 
@@ -49,7 +50,7 @@ class MultiKrum(Krum):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.select is not None:
-            whole("select", self.select, least=1)
+            whole("select", self.select, 1)
 
     def combine(self, updates: Array, weights: Array, center: Array) -> Array:
         del weights, center
