@@ -16,11 +16,10 @@ from .options import (
     Choice,
     confidence_option,
     device_option,
-    emit,
+    finish,
     json_option,
     note,
     set_threads,
-    show_report,
     stdout_for_results,
     threads_option,
 )
@@ -70,13 +69,7 @@ def audit(target: str, **options: Any) -> int:
     out, resume = _folder(chosen, options), options["resume"]
     with stdout_for_results():
         report = _audited(chosen, options, out, gate=gate, resume=resume, command=_command(target, options))
-    show_report(report, as_json=options["json"])
-    where = f"report: {out / 'report.html'}"
-    if options["json"]:
-        note(where)
-    else:
-        emit("", where)
-    return 1 if report.gate.passed is False else 0
+    return finish(report, out, as_json=options["json"])
 
 
 def _overridden(target: Target, options: dict[str, Any]) -> Target:

@@ -25,6 +25,7 @@ __all__ = [
     "device_option",
     "discard_stdout",
     "emit",
+    "finish",
     "json_option",
     "load_report",
     "note",
@@ -134,6 +135,17 @@ def note(line: str) -> None:
 def stdout_for_results() -> contextlib.AbstractContextManager[object]:
     """While this lasts, what the model under test prints goes to stderr."""
     return contextlib.redirect_stdout(sys.stderr)
+
+
+def finish(report: Report, out: Path, *, as_json: bool) -> int:
+    """Show a report and say where it lies; the exit code that its gate asks for."""
+    show_report(report, as_json=as_json)
+    where = f"report: {out / 'report.html'}"
+    if as_json:
+        note(where)
+    else:
+        emit("", where)
+    return 1 if report.gate.passed is False else 0
 
 
 def show_report(report: Report, *, as_json: bool) -> None:

@@ -19,18 +19,17 @@ from .options import (
     confidence_option,
     device_option,
     emit,
+    finish,
     json_option,
     note,
     seconds_of,
     set_threads,
-    show_report,
     stdout_for_results,
     threads_option,
     write_json,
 )
 
 if TYPE_CHECKING:
-    from ..report.model import Report
     from ..stress.runner import Shard
     from ..targets import Target
 
@@ -168,7 +167,7 @@ def _stress(
     if report is None:
         note(f"shard {shard.index}/{shard.count} is done: {out}")
         return 0
-    return _finish(report, out, options)
+    return finish(report, out, as_json=options["json"])
 
 
 def _audit(target: Target, out: Path, options: dict[str, Any], deadline: float | None = None) -> None:
@@ -185,16 +184,6 @@ def _audit(target: Target, out: Path, options: dict[str, Any], deadline: float |
             say=note,
             deadline=deadline,
         )
-
-
-def _finish(report: Report, out: Path, options: dict[str, Any]) -> int:
-    show_report(report, as_json=options["json"])
-    where = f"report: {out / 'report.html'}"
-    if options["json"]:
-        note(where)
-    else:
-        emit("", where)
-    return 1 if report.gate.passed is False else 0
 
 
 def _merge(target: Target, options: dict[str, Any]) -> int:
@@ -215,7 +204,7 @@ def _merge(target: Target, options: dict[str, Any]) -> int:
                 _audit(target, unfinished, options)
             folder, plan = RunFolder.open(unfinished)
             report = save_report(plan, folder, target.data)
-    return _finish(report, out, options)
+    return finish(report, out, as_json=options["json"])
 
 
 def _check_shard(path: Path, target: Target, options: dict[str, Any]) -> None:
