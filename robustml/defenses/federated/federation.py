@@ -227,15 +227,18 @@ def _named(thing: Any) -> Any:
     """A strategy as plain data: what it is, and the options that can be written down."""
     from flwr.serverapp.strategy import Strategy
 
+    from .dp import ClientPrivacy
     from .rules import Rule
 
+    if isinstance(thing, ClientPrivacy):
+        return {"is": type(thing).__name__, **thing.to_dict()}
     if thing is None or isinstance(thing, (bool, int, float, str)):
         return thing
     kept = {
         name: _named(value)
         for name, value in sorted(vars(thing).items())
         if not name.startswith("_")
-        and (value is None or isinstance(value, (bool, int, float, str, Strategy, Rule)))
+        and (value is None or isinstance(value, (bool, int, float, str, Strategy, Rule, ClientPrivacy)))
     }
     return {"is": type(thing).__name__, **kept}
 

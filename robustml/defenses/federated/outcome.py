@@ -13,13 +13,18 @@ import torch
 
 from ... import __version__
 from ...classifier import Classifier
+from ...errors import RunError
 from ...files import write_atomic
 
 if TYPE_CHECKING:
     from .rounds import Round
     from .server import Server
 
-__all__ = ["Federated", "outcome", "write_model"]
+__all__ = ["Federated", "Unmoved", "outcome", "write_model"]
+
+
+class Unmoved(RunError):
+    """No round has changed the model, which is what it was at first."""
 
 
 @dataclass(frozen=True)

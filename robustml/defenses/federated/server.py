@@ -26,7 +26,7 @@ from ..training import checkpoint
 from ..training.checkpoint import Checkpoint
 from ..training.validation import accuracies
 from . import state as memory
-from .outcome import write_model
+from .outcome import Unmoved, write_model
 from .rounds import Patient, Round, drawn, in_order, reported, settled, shown
 
 __all__ = ["CHECKPOINT", "LOG", "MODEL", "Server"]
@@ -106,7 +106,7 @@ class Server:
             self._tell(entry)
         self.model.module.load_state_dict(self.best)
         if not any(entry.moved for entry in self.history):
-            raise RunError(f"no round changed the model: {self._why()}")
+            raise Unmoved(f"no round changed the model: {self._why()}")
         if self.out is not None:
             facts = {**self.plan, "rounds": self.rounds, "chosen": self.chosen}
             write_model(self.model, facts, self.out / MODEL)

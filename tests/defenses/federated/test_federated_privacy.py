@@ -8,6 +8,7 @@ import pytest
 from flwr.app import ConfigRecord, Context, RecordDict
 
 import robustml as rml
+from robustml.defenses.federated import ClientPrivacy, aggregation
 from robustml.defenses.federated.apps import client_app, ledger_of
 from robustml.defenses.federated.client import Client
 from robustml.defenses.federated.grid import InProcessGrid, identified
@@ -161,6 +162,19 @@ def test_adversarial_private_and_robust_in_one_call() -> None:
     assert done.history[-1].clean > done.history[0].clean
     assert done.privacy["samples"]["epsilon"] > 0
     assert done.provenance["hostile"].keys() == {"3"}
+
+
+def test_what_whole_clients_are_promised_is_in_the_provenance(tmp_path) -> None:
+    privacy = ClientPrivacy(clip=0.7, clients=4, noise_multiplier=0.3, delta=1e-6, seed=2)
+    done = run(rounds=1, aggregation=aggregation("median", privacy=privacy))
+    told = done.provenance["aggregation"]["strategy"]
+    assert told["privacy"] == {"is": "ClientPrivacy", **privacy.to_dict()}
+    assert (told["privacy"]["clip"], told["privacy"]["delta"]) == (0.7, 1e-6)
+    # So that a run is not resumed under another promise.
+    run(rounds=1, aggregation=aggregation("median", privacy=privacy), out=tmp_path / "run")
+    less = ClientPrivacy(clip=0.7, clients=4, noise_multiplier=0.1, delta=1e-6, seed=2)
+    with pytest.raises(rml.InputError, match="aggregation"):
+        run(rounds=2, aggregation=aggregation("median", privacy=less), out=tmp_path / "run", resume=True)
 
 
 def test_what_privacy_cannot_do_is_refused_before_anything_is_trained() -> None:
