@@ -10,7 +10,6 @@ the accuracy that it has without one. A run with a journal can be interrupted, a
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -19,7 +18,8 @@ from command import Parser, positive, present
 from models import data_option, mnist
 from torch import nn
 
-from robustml.auditing.federation import AGGREGATORS, ATTACKS, Cell, FederatedStress, stress_federation
+from robustml.auditing.federation import AGGREGATORS, ATTACKS, stress_federation
+from robustml.auditing.federation_page import keep_matrix
 
 # With the usual learning rate the CNN jumps about after six rounds, which hides a loss of a few points.
 TRAINING = {"mlp": {"batch_size": 32}, "cnn": {"batch_size": 32, "epochs": 2, "learning_rate": 0.02}}
@@ -38,20 +38,6 @@ def cnn() -> nn.Module:
     )
 
 
-def verdict(found: FederatedStress) -> str:
-    """What the matrix says about the aggregators on data that are alike, and what unlike data cost."""
-    lines = []
-    for name in found.names("aggregator"):
-        told = []
-        for partition in found.names("partition"):
-            price, worst = found.price(name, partition), found.worst(name, partition)
-            told.append(
-                f"{partition}: price {price}, worst loss {worst[1]} ({worst[0]})" if worst else partition
-            )
-        lines.append(f"{name:18s} {'; '.join(told)}")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = Parser(__doc__)
     data_option(parser)
@@ -63,16 +49,11 @@ def main() -> None:
     parser.add_argument("--partitions", nargs="*", default=["iid", "dirichlet:0.3"])
     parser.add_argument("--quick", action="store_true", help="one seed and the attacks that matter most")
     parser.add_argument("--journal", type=Path)
-    parser.add_argument("--out", type=Path, help="write all cells as JSON")
+    parser.add_argument("--out", type=Path, help="a folder for the matrix as JSON and as a page")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     attacks = [name for name in chosen.attacks if not chosen.quick or name in QUICK]
     present(parser, chosen.data, ["mnist.npz"])
-
-    def tell(cell: Cell) -> None:
-        success = "" if cell.success is None else f" success {cell.success:.3f}"
-        place = f"{cell.partition} seed {cell.seed} {cell.aggregator} {cell.attack}"
-        print(f"{place}: {cell.accuracy:.4f}{success}", file=sys.stderr, flush=True)
 
     found = stress_federation(
         {"mlp": mlp, "cnn": cnn}[chosen.net],
@@ -84,14 +65,14 @@ def main() -> None:
         rounds=chosen.rounds,
         seeds=range(1 if chosen.quick else chosen.seeds),
         journal=chosen.journal,
-        tell=tell,
+        tell=lambda cell: print(cell, file=sys.stderr, flush=True),
         **TRAINING[chosen.net],
     )
     print(found.table())
     print()
-    print(verdict(found))
+    print(found.verdict())
     if chosen.out:
-        chosen.out.write_text(json.dumps(found.to_dict(), indent=1), encoding="utf-8")
+        keep_matrix(chosen.out, found, {"target": f"MNIST, {chosen.net}"})
 
 
 if __name__ == "__main__":

@@ -141,6 +141,7 @@ def test_no_large_files() -> None:
         "import robustml.cli",
         "import sys; sys.argv[1:] = ['--help']; from robustml.cli import main; main()",
         "import sys; sys.argv[1:] = ['stress', '--help']; from robustml.cli import main; main()",
+        "import sys; sys.argv[1:] = ['besiege', '--help']; from robustml.cli import main; main()",
         "import robustml.report",
         "import robustml.schema, robustml.errors, robustml.extras",
     ],

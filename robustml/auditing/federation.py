@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,9 +17,11 @@ from ..classifier import Classifier
 from ..data import Dataset
 from ..defenses.federated.dividing import divided
 from ..defenses.federated.environment import flower
+from ..defenses.federated.outcome import Unmoved
 from ..errors import InputError, brief
 from ..sampling import seeded
 from ..wrapping import wrapped
+from .federation_journal import Journal
 from .federation_matrix import Cell, FederatedStress, Spread
 
 __all__ = ["AGGREGATORS", "ATTACKS", "Cell", "FederatedStress", "Spread", "stress_federation"]
@@ -80,7 +81,7 @@ def stress_federation(
     updates of each round.
 
     Args:
-        net: Makes an untrained module; torch's global generator is seeded while it does.
+        net: Makes an untrained module, or classifier; torch's global generator is seeded while it does.
         train, test: Labelled data, as `stress_test` takes them.
         attacks, aggregators: Names, pairs of a name and options, or such pairs by the names to show.
         partitions: Ways to split the training data among clients.
@@ -88,12 +89,13 @@ def stress_federation(
         seeds: One federation each.
         confidence: Of the intervals over seeds.
         journal: A file of JSON lines that finished federations are written to, and are read from again if
-            nothing is different.
+            nothing is different (see `federation_journal.Journal`).
         tell: Called with each cell when it is done.
         settings: Of the clients' training (see `robustml.defenses.training.Settings`).
 
     Raises:
         InputError: for something that cannot be used, or a missing Flower.
+        RunError: if the journal cannot be written.
     """
     flower()
     if not 0 <= hostile < clients:
@@ -107,21 +109,23 @@ def stress_federation(
         "attacks": {name: repr(attack) for name, attack in made.items()},
         "aggregators": {name: [kind, dict(o)] for name, (kind, o) in _named(aggregators).items()},
     }
-    done = _read(journal)
-    cells = []
+    done = Journal(journal)
+    cells, classes = [], 0
     for partition in partitions:
         for seed in seeds:
             work = _Work(net, train, test, partition, seed, common)
+            classes = work.classes
             for name, (kind, options) in _named(aggregators).items():
                 for label, attack in made.items():
                     key = _key(common, work, label, name)
-                    cell = done.get(key) or work.cell(label, attack, name, kind, options)
-                    if key not in done:
-                        _write(journal, key, cell)
+                    cell = done.cells.get(key) or work.cell(label, attack, name, kind, options)
+                    if key not in done.cells:
+                        done.add(key, cell)
                     if tell:
                         tell(cell)
                     cells.append(cell)
-    return FederatedStress(tuple(cells), json.loads(json.dumps(common, default=repr)), confidence)
+    plain = json.loads(json.dumps({**common, "classes": classes}, default=repr))
+    return FederatedStress(tuple(cells), plain, confidence)
 
 
 class _Work:
@@ -142,7 +146,7 @@ class _Work:
         with self._drawn():
             model, self.shards, held, _ = divided(net(), train, None, self.clients, partition, test, seed)
         assert held is not None
-        self.held = held
+        self.held, self.classes = held, model.classes
         # A journal that was written for other data or another beginning is of no use.
         self.begun_with = [model.fingerprint(), held.sha256, *(shard.sha256 for shard in self.shards)]
 
@@ -153,7 +157,8 @@ class _Work:
         from .hostile import Besieged
 
         with self._drawn():
-            model = wrapped(self.net(), self.shards[0].x, None)
+            made = self.net()
+        model = made if isinstance(made, Classifier) else wrapped(made, self.shards[0].x, None)
         parts = [
             self._spoiled(attack, shard, model.classes, number)
             if number in self.theirs
@@ -161,16 +166,19 @@ class _Work:
             for number, shard in enumerate(self.shards)
         ]
         guard = Besieged(aggregation(kind, **options), attack, self.theirs, seed=self.seed)
-        done = federate(
-            model, parts, rounds=self.rounds, aggregation=guard, seed=self.seed, device="cpu", **self.settings
-        )
+        common: dict[str, Any] = {"rounds": self.rounds, "seed": self.seed, "device": "cpu"}
+        try:
+            done = federate(model, parts, aggregation=guard, **common, **self.settings)
+            moved = sum(entry.moved for entry in done.history)
+        except Unmoved:
+            # An attack that stops the federation is a result, and no reason to stop the others.
+            moved = 0
         x, y = self.held.x, self.held.y
-        right = int((_answers(done.model, x) == y).sum())
+        right = int((_answers(model, x) == y).sum())
         caught = tried = 0
         if isinstance(attack, Backdoor):
             marked = attack.trigger(torch.from_numpy(x[y != attack.target])).numpy()
-            caught, tried = int((_answers(done.model, marked) == attack.target).sum()), len(marked)
-        moved = sum(entry.moved for entry in done.history)
+            caught, tried = int((_answers(model, marked) == attack.target).sum()), len(marked)
         refused = len(guard.quarantine)
         return Cell(label, name, self.partition, self.seed, right, len(y), caught, tried, refused, moved)
 
@@ -182,6 +190,7 @@ class _Work:
 
 
 def _answers(model: Classifier, x: Any) -> Any:
+    model.eval()
     with torch.no_grad():
         return torch.cat([model(part) for part in torch.split(torch.from_numpy(x), 1024)]).argmax(1).numpy()
 
@@ -198,16 +207,3 @@ def _key(common: Mapping[str, Any], work: _Work, attack: str, aggregator: str) -
     own = [common["attacks"][attack], common["aggregators"][aggregator], work.partition, work.seed]
     text = json.dumps([shared, own, attack, aggregator, work.begun_with], sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _read(journal: str | Path | None) -> dict[str, Cell]:
-    if journal is None or not Path(journal).exists():
-        return {}
-    lines = Path(journal).read_text(encoding="utf-8").splitlines()
-    return {entry["key"]: Cell(**entry["cell"]) for entry in map(json.loads, lines)}
-
-
-def _write(journal: str | Path | None, key: str, cell: Cell) -> None:
-    if journal is not None:
-        with Path(journal).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"key": key, "cell": dataclasses.asdict(cell)}) + "\n")

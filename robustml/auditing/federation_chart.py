@@ -11,6 +11,7 @@ __all__ = ["heat_map"]
 
 _LOSS, _INK = "#0a0b0c", "#010203"  # stand-ins that the page replaces by its own colors
 _DEEPEST = 0.85
+_WIDTH, _ABOVE = 6.4, 0.05  # inches
 
 
 def heat_map(stress: FederatedStress, partition: str, name: str = "matrix") -> str:
@@ -39,8 +40,12 @@ def heat_map(stress: FederatedStress, partition: str, name: str = "matrix") -> s
     def draw(axes: Any) -> None:
         from matplotlib.patches import Rectangle
 
-        axes.figure.set_size_inches(6.4, 1.1 + 0.24 * len(aggregators))
-        axes.figure.subplots_adjust(left=0.2, bottom=0.3, right=0.99, top=0.98)
+        # In inches: names need as much room beside two rows as beside nine.
+        below = 0.2 + 0.05 * max(map(len, attacks))
+        left = 0.2 + 0.075 * max(map(len, aggregators))
+        height = below + 0.24 * len(aggregators) + _ABOVE
+        axes.figure.set_size_inches(_WIDTH, height)
+        axes.figure.subplots_adjust(left / _WIDTH, below / height, 0.99, 1 - _ABOVE / height)
         for row, aggregator in enumerate(aggregators):
             for column, attack in enumerate(attacks):
                 value = stress.accuracy(attack, aggregator, partition).value
@@ -53,8 +58,11 @@ def heat_map(stress: FederatedStress, partition: str, name: str = "matrix") -> s
                 axes.text(column + 0.5, row + 0.5, f"{100 * value:.0f}", ha="center", va="center", color=_INK)
         axes.set_xlim(0, len(attacks))
         axes.set_ylim(len(aggregators), 0)
-        axes.set_xticks([column + 0.5 for column in range(len(attacks))], attacks, rotation=40, ha="right")
-        axes.set_yticks([row + 0.5 for row in range(len(aggregators))], aggregators)
+        # Names are words, whatever is in them.
+        literal: dict[str, Any] = {"parse_math": False}
+        columns = [column + 0.5 for column in range(len(attacks))]
+        axes.set_xticks(columns, attacks, rotation=40, ha="right", **literal)
+        axes.set_yticks([row + 0.5 for row in range(len(aggregators))], aggregators, **literal)
         axes.tick_params(length=0)
 
     return drawn(draw, name, f"Accuracy in percent by aggregator and attack, {partition}", hints)

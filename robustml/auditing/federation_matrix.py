@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, brief
 
-__all__ = ["Cell", "FederatedStress", "Spread"]
+__all__ = ["SCHEMA", "Cell", "FederatedStress", "Place", "Spread"]
+
+SCHEMA = "robustml.federation/1"
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,28 @@ class Cell:
         """Of the backdoor; None without one."""
         return self.caught / self.tried if self.tried else None
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Cell:
+        """What `dataclasses.asdict` gave.
+
+        Raises:
+            TypeError: for anything else.
+            ValueError: for counts that cannot be.
+        """
+        cell = cls(**data)
+        names = (cell.attack, cell.aggregator, cell.partition)
+        counts = (cell.right, cell.total, cell.caught, cell.tried, cell.quarantined, cell.moved)
+        if not all(isinstance(name, str) for name in names) or any(type(n) is not int for n in counts):
+            raise TypeError("a cell has three names, a seed and six counts")
+        if not (0 <= cell.right <= cell.total > 0 and 0 <= cell.caught <= cell.tried) or min(counts) < 0:
+            raise ValueError("more samples are right, or caught, than there are")
+        return cell
+
+    def __str__(self) -> str:
+        success = "" if self.success is None else f", backdoor {self.success:.3f}"
+        place = f"{self.partition}, seed {self.seed}, {self.aggregator}, {self.attack}"
+        return f"{place}: accuracy {self.accuracy:.4f}{success}"
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -82,6 +106,31 @@ class Spread:
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class Place:
+    """One place in the matrix: an attack on an aggregator under a partition, over seeds.
+
+    Attributes:
+        attack, aggregator, partition: Which.
+        accuracy: Of the final model.
+        lost: By how much the attack lowers it; None where nobody attacks.
+        price: By how much it is lower than that of the mean; None under attack, or without the mean.
+        success: Of the backdoor; None without one.
+        quarantined: Replies that the guard did not let through, of all seeds.
+        unmoved: Of how many seeds no round has changed the model.
+    """
+
+    attack: str
+    aggregator: str
+    partition: str
+    accuracy: Spread
+    lost: Spread | None
+    price: Spread | None
+    success: Spread | None
+    quarantined: int
+    unmoved: int
 
 
 @dataclass(frozen=True)
@@ -134,6 +183,40 @@ class FederatedStress:
         name = max(found, key=lambda key: found[key].value, default=None)
         return None if name is None else (name, found[name])
 
+    def places(self) -> list[Place]:
+        """Every place in the matrix, partition by partition and aggregator by aggregator."""
+        return [
+            self._place(attack, aggregator, partition)
+            for partition in self.names("partition")
+            for aggregator in self.names("aggregator")
+            for attack in self.names("attack")
+        ]
+
+    def untrained(self) -> list[Place]:
+        """Where nobody attacks, and the model is nearer to guessing than to being right."""
+        classes = self.settings.get("classes")
+        enough = 0.0 if classes is None else (1 + 1 / classes) / 2
+        return [p for p in self.places() if p.attack == "none" and p.accuracy.value < enough]
+
+    def verdict(self) -> str:
+        """A line per aggregator and partition: its price, and what the worst attack takes."""
+        lines = []
+        for name in self.names("aggregator"):
+            for partition in self.names("partition"):
+                price, worst = self.price(name, partition), self.worst(name, partition)
+                told = [f"price {price}"] if price else []
+                told += [f"worst loss {worst[1]} ({worst[0]})"] if worst else []
+                lines.append(f"{name}, {partition}: {', '.join(told) or 'nothing to compare'}")
+        return "\n".join(lines)
+
+    def distrust(self) -> list[str]:
+        """Why small losses say nothing: an attack cannot take what is not there."""
+        return [
+            f"{place.aggregator}, {place.partition}: when nobody attacks, its accuracy of "
+            f"{place.accuracy.value:.3f} is nearer to guessing than to 1, so that an attack cannot take much"
+            for place in self.untrained()
+        ]
+
     def table(self) -> str:
         """The matrix as a Markdown table per partition: accuracy, and a backdoor's success after a slash."""
         attacks = self.names("attack")
@@ -158,15 +241,28 @@ class FederatedStress:
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         return {
+            "schema": SCHEMA,
             "settings": self.settings,
             "confidence": self.confidence,
+            "distrust": self.distrust(),
+            "figures": [dataclasses.asdict(place) for place in self.places()],
             "cells": [dataclasses.asdict(cell) for cell in self.cells],
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> FederatedStress:
-        """What `to_dict` gave."""
-        return cls(tuple(Cell(**cell) for cell in data["cells"]), data["settings"], data["confidence"])
+        """What `to_dict` gave; figures are computed anew.
+
+        Raises:
+            InputError: for anything else.
+        """
+        if data.get("schema") != SCHEMA:
+            raise InputError(f"schema={brief(data.get('schema'))} is not {SCHEMA!r}")
+        try:
+            cells = tuple(Cell.from_dict(cell) for cell in data["cells"])
+            return cls(cells, dict(data["settings"]), float(data["confidence"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"this is no stress matrix of a federation: {error}") from None
 
     def _of(self, attack: str, aggregator: str, partition: str) -> dict[int, Cell]:
         """The cells of one place in the matrix, by seed."""
@@ -175,6 +271,19 @@ class FederatedStress:
         if not found:
             raise InputError(f"the matrix has no cell for {attack}, {aggregator} and {partition}")
         return found
+
+    def _place(self, attack: str, aggregator: str, partition: str) -> Place:
+        where, calm = (attack, aggregator, partition), attack == "none"
+        cells = self._of(*where).values()
+        return Place(
+            *where,
+            accuracy=self.accuracy(*where),
+            lost=None if calm else self.lost(*where),
+            price=self.price(aggregator, partition) if calm else None,
+            success=self.success(*where),
+            quarantined=sum(cell.quarantined for cell in cells),
+            unmoved=sum(cell.moved == 0 for cell in cells),
+        )
 
     def _spread(self, values: Sequence[float], low: float = 0.0) -> Spread:
         return Spread.of(values, self.confidence, low)

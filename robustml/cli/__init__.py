@@ -14,7 +14,7 @@ import click
 
 from .. import __version__
 from ..errors import RobustmlError
-from . import audit, compare, doctor, federate, harden, init, listing, report, stress, verify
+from . import audit, besiege, compare, doctor, federate, harden, init, listing, report, stress, verify
 from .options import discard_stdout
 
 __all__ = ["cli", "main"]
@@ -40,6 +40,7 @@ for command in (
     stress.stress,
     harden.harden,
     federate.federate,
+    besiege.besiege,
     audit.audit,
     report.report,
     verify.verify,

@@ -16,7 +16,7 @@ from .federated import federated_lines
 from .model import Report
 from .parts import ClassResult, Fragile, Picture, ThreatResult
 
-__all__ = ["framed", "page"]
+__all__ = ["framed", "page", "rendered"]
 
 # All pictures together, in characters of base64; with it the page stays below 3 MB.
 _PICTURES = 2_000_000
@@ -32,8 +32,8 @@ _TONES = {
 
 def page(report: Report) -> str:
     """Render the page; the same report gives the same bytes."""
-    template = _environment().get_template("report.html.j2")
-    rendered: str = template.render(
+    return rendered(
+        "report.html.j2",
         report=report,
         scores=_scores(report),
         conditions=text.worst_first(report.gate.conditions),
@@ -46,7 +46,12 @@ def page(report: Report) -> str:
         roc=_roc(report),
         class_name=functools.partial(_class_name, report.target.class_names),
     )
-    return rendered
+
+
+def rendered(template: str, **values: Any) -> str:
+    """Render a template of this package, every text escaped."""
+    page_: str = _environment().get_template(template).render(**values)
+    return page_
 
 
 def framed(report: Report) -> str:
