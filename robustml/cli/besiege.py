@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import InputError, RunError
+from .federate import local_settings
 from .folders import resume_line
 from .options import (
     Number,
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["besiege"]
 
 JOURNAL = "federations.jsonl"
-# What a recipe says about a run with epochs to choose from; a federation has rounds.
-_NOT_LOCAL = ("epochs", "keep", "patience", "schedule", "validation")
 
 
 @click.command()
@@ -106,6 +105,7 @@ def _besieged(target: Target, options: dict[str, Any]) -> FederatedStress:
     from ..auditing.federation_choice import aggregators_for, attacks_for
     from ..classifier import Classifier
     from ..defenses.federated import parse_partition
+    from ..defenses.training.recipe import load_recipe
     from ..defenses.training.renewing import renewed
 
     model = target.model
@@ -115,7 +115,7 @@ def _besieged(target: Target, options: dict[str, Any]) -> FederatedStress:
     partitions = list(dict.fromkeys(parse_partition(text).name for text in options["partition"]))
     attacks, without = attacks_for(options["attack"], model.inputs)
     aggregators, unfit = aggregators_for(options["aggregation"], clients, hostile)
-    settings = _settings(target, options)
+    settings = local_settings(target, load_recipe(options["recipe"] or "standard"), options)
     for reason in (*without, *unfit):
         note(f"left out: {reason}")
     count = len(partitions) * options["seeds"] * len(aggregators) * (1 + len(attacks))
@@ -141,22 +141,6 @@ def _besieged(target: Target, options: dict[str, Any]) -> FederatedStress:
         raise KeyboardInterrupt(*_how_to_go_on(out)) from None
     except RunError as error:
         raise RunError("; ".join([str(error), *_how_to_go_on(out)])) from error
-
-
-def _settings(target: Target, options: dict[str, Any]) -> dict[str, Any]:
-    from ..defenses.training.recipe import arguments_of, load_recipe
-
-    more: dict[str, Any] = {}
-    if options["recipe"]:
-        recipe = load_recipe(options["recipe"])
-        if recipe.teacher is not None:
-            raise InputError(
-                f"recipe {recipe.name!r} trains a teacher first, for which no client has the data"
-            )
-        more = arguments_of(recipe, threat=target.threats[0] if target.threats else None)
-        more = {key: value for key, value in more.items() if key not in _NOT_LOCAL}
-    given = {key: options[key] for key in ("batch_size", "learning_rate") if options[key] is not None}
-    return {**more, **given, "epochs": options["epochs"]}
 
 
 def _teller(count: int) -> Callable[[Cell], None]:

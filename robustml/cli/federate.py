@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..report.model import Report
     from ..targets import Target
 
-__all__ = ["federate"]
+__all__ = ["federate", "local_settings"]
 
 # What a recipe says about a run with epochs to choose from; a federation has rounds.
 _NOT_LOCAL = ("epochs", "keep", "patience", "schedule", "validation")
@@ -95,26 +95,40 @@ def _check(recipe: Recipe, options: dict[str, Any]) -> None:
         raise InputError(
             f"runtime={options['runtime']!r} is not known{suggest(options['runtime'], RUNTIMES)}"
         )
+    _refuse_teacher(recipe)
+
+
+def _refuse_teacher(recipe: Recipe) -> None:
     if recipe.teacher is not None:
         raise InputError(f"recipe {recipe.name!r} trains a teacher first, for which no client has the data")
 
 
-def _trained(target: Target, recipe: Recipe, options: dict[str, Any]) -> Federated:
-    from ..defenses.federated import federate
+def local_settings(target: Target, recipe: Recipe, options: dict[str, Any]) -> dict[str, Any]:
+    """What clients train by: a recipe, and what was given instead.
+
+    Raises:
+        InputError: for a recipe that clients cannot follow.
+    """
     from ..defenses.training.recipe import arguments_of
 
+    _refuse_teacher(recipe)
     more = arguments_of(recipe, threat=target.threats[0] if target.threats else None)
     more = {key: value for key, value in more.items() if key not in _NOT_LOCAL}
     given = {key: options[key] for key in ("batch_size", "learning_rate") if options[key] is not None}
+    return {**more, **given, "epochs": options["epochs"]}
+
+
+def _trained(target: Target, recipe: Recipe, options: dict[str, Any]) -> Federated:
+    from ..defenses.federated import federate
+
     return federate(
         beginning(target, recipe, options["start"]),
         target.train,
-        **{**more, **given},
+        **local_settings(target, recipe, options),
         rounds=options["rounds"],
         clients=options["clients"],
         partition=options["partition"],
         aggregation=options["aggregation"],
-        epochs=options["epochs"],
         runtime=options["runtime"],
         seed=target.seed,
         device=options["device"],

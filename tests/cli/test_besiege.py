@@ -212,5 +212,15 @@ def test_an_interrupt_says_how_to_go_on(ready, start, finished, command, words_a
     assert b"".join(journal()).startswith(kept) and len(journal()) == 4
 
 
+def test_a_finished_matrix_can_be_added_to(ready, command) -> None:
+    words = ("besiege", ".", *SMALL, *TWO, "--out", "out")
+    assert command(*words).code == 0
+    before = b"".join(journal())
+    assert command(*words, "--seeds", "2", "--attack", "drop-out", "--resume").code == 0
+    assert b"".join(journal()).startswith(before) and len(journal()) == 12
+    found = FederatedStress.from_dict(json.loads(Path("out/matrix.json").read_bytes()))
+    assert len(found.cells) == 12 and found.accuracy("drop-out", "mean", "iid").count == 2
+
+
 def test_the_command_is_listed() -> None:
     assert "besiege" in cli.commands
