@@ -234,9 +234,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what.add_argument("--memory", action="store_true", help="measure peak memory instead")
     parser.add_argument("--epsilon", nargs="+", type=float, default=[1.0, 3.0, 8.0])
     parser.add_argument("--train", type=positive, default=60_000)
-    parser.add_argument("--epochs", type=positive, default=30)
+    parser.add_argument("--epochs", type=positive, default=25)
     parser.add_argument("--batch", type=positive, default=1024)
-    parser.add_argument("--rate", type=float, default=1.0)
+    parser.add_argument("--rate", type=float, default=3.0)
     parser.add_argument(
         "--seed", type=int, default=0, help="of noise and sampling, so that it can be repeated"
     )
