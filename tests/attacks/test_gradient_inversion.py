@@ -196,6 +196,6 @@ def test_pictures_of_mnist_come_out_of_the_small_cnn():
             *(nn.Flatten(), nn.Linear(512, 32), nn.ReLU(), nn.Linear(32, 10)),
         )
     )
-    audit = audit_inversion(net, x, y, {"clip 1, noise 0.1": ClipAndNoise(1.0, 0.1)}, steps=1000)
+    audit = audit_inversion(net, x, y, {"clip 1, noise 0.1": ClipAndNoise(1.0, 0.1)}, steps=1000, restarts=3)
     assert audit.verdict() == "leaks" and audit.control.recovered.count == 2
     assert audit.verdict("clip 1, noise 0.1") == "defended"

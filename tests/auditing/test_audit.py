@@ -31,7 +31,8 @@ description = "A short one."
 objective = { use = "standard" }
 settings = { epochs = 3, batch_size = 25, optimizer = "sgd" }
 """
-PRIVATE = RECIPE + "privacy = { epsilon = 4, clipping_norm = 0.5 }\n"
+# With a seed: one in a hundred faultless loops fails the conformance test, and not one run of this.
+PRIVATE = RECIPE + "privacy = { epsilon = 4, clipping_norm = 0.5, seed = 1 }\n"
 
 
 @pytest.fixture(scope="module")
