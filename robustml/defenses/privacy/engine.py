@@ -276,7 +276,7 @@ class Private:
             names = [name for name, p in self.model.named_parameters() if p.requires_grad]
             self.privacy.observer({name: each.clone() for name, each in zip(names, noised, strict=True)})
         for parameter, each in zip(parameters, noised, strict=True):
-            parameter.grad = each / self.batch_size
+            parameter.grad = each.div_(self.batch_size)
         self.ledger.step(self.noise_multiplier, self.source.rate)
         self.steps += 1
 

@@ -59,4 +59,4 @@ class Mechanism:
         noise = self.randomness.normal(step, sum(each.numel() for each in sums))
         noise *= self.noise_multiplier * self.clipping_norm
         parts = torch.split(noise, [each.numel() for each in sums])
-        return [each + part.view_as(each).to(each) for each, part in zip(sums, parts, strict=True)]
+        return [part.view_as(each).to(each).add_(each) for each, part in zip(sums, parts, strict=True)]

@@ -44,9 +44,10 @@ class Randomness(ABC):
     def normal(self, step: int, count: int) -> Tensor:
         """Standard normal numbers, float32 (count,) (Box and Muller 1958)."""
         half = -(-count // 2)
-        # In the middle of 2**32 cells, so that no logarithm is infinite.
-        unit = self.words("noise", step, 2 * half).to(torch.float64).add_(2.0**31 + 0.5).mul_(2.0**-32)
-        unit = unit.to(torch.float32).clamp_(max=1 - 2.0**-24)
+        # Without their sign, since single precision is fine near 0 alone, where the logarithm is steep; and
+        # in the middle of 2**31 cells, so that it is never infinite.
+        unit = self.words("noise", step, 2 * half).abs_().to(torch.float32).abs_().add_(0.5).mul_(2.0**-31)
+        unit.clamp_(max=1 - 2.0**-24)
         radius = unit[:half].log().mul_(-2).sqrt_()
         angle = unit[half:] * (2 * math.pi)
         return torch.cat([radius * angle.cos(), radius * angle.sin()])[:count]
