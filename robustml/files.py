@@ -1,16 +1,18 @@
-"""Writing files so that a reader, or a killed run, never meets half of one."""
+"""Writing files so that a reader, or a killed run, never meets half of one; and reading them again."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from .errors import RunError
+from .errors import InputError, RunError
 
-__all__ = ["write_atomic", "writing"]
+__all__ = ["read_object", "write_atomic", "writing"]
 
 
 def write_atomic(path: str | Path, data: str | bytes) -> None:
@@ -73,3 +75,20 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Raises:
+        InputError: if it cannot be read, or holds something else.
+    """
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{path} is damaged") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path} does not hold an object")
+    return data

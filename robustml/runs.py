@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from . import __version__
 from .certificates import uncertified
 from .data import Dataset
 from .errors import InputError, brief
@@ -29,7 +26,7 @@ from .stress.randomized import Randomness
 from .stress.runner import Observer, Shard, Silent, execute
 from .stress.suite import complete, load_suite
 from .targets import Target
-from .wrapping import pick_device
+from .wrapping import environment, pick_device
 
 __all__ = [
     "DEFAULT_BATCH",
@@ -152,13 +149,7 @@ def make_plan(
         privacy=target.privacy,
         gate=target.gate,
         redact=redact,
-        environment={
-            "device": device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-            "robustml": __version__,
-            "torch": torch.__version__,
-        },
+        environment=environment(device),
         command=command,
     )
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from . import __version__
 from .classifier import Classifier
 from .data import Dataset
 from .data.gathering import Array, gather
@@ -15,7 +17,7 @@ from .errors import InputError
 from .inputs import InputSpec
 from .sampling import seeded
 
-__all__ = ["collected", "infer_classes", "pick_device", "wrapped"]
+__all__ = ["collected", "environment", "infer_classes", "pick_device", "wrapped"]
 
 
 def collected(data: Any, dtype: np.dtype[Any]) -> tuple[Array, Array]:
@@ -103,3 +105,14 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"device={name!r} cannot be used: {str(error).splitlines()[0][:120]}") from None
     return device
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """What a report says of where it was made: the device and the versions."""
+    return {
+        "device": device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "robustml": __version__,
+        "torch": torch.__version__,
+    }

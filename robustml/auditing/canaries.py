@@ -20,12 +20,12 @@ from torch import nn
 from ..attacks.audit import AuditedEpsilon, fdp_one_run, many_runs, one_run
 from ..attacks.membership import confidence_logit
 from ..classifier import Classifier
-from ..data import Dataset, as_dataset, choose
+from ..data import Dataset, choose
 from ..defenses.privacy import DifferentialPrivacy, Guarantee
 from ..defenses.training import Objective, Term, harden
 from ..errors import InputError, brief
 from ..inputs import InputSpec
-from ..wrapping import collected, wrapped
+from .admitting import admitted
 
 __all__ = ["CanaryAudit", "audit_by_many_runs", "audit_with_canaries"]
 
@@ -33,7 +33,6 @@ Array = np.ndarray[Any, Any]
 
 _BATCH = 512
 _LEAST_RUNS = 16
-_OWN = {"out", "resume", "ledger", "validation", "partial"}
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def audit_with_canaries(
         RunError: if the run fails.
     """
     begun = time.perf_counter()
-    model, known = _admitted(model, data, inputs, settings)
+    model, known = admitted(model, data, inputs, settings)
     if isinstance(canaries, bool) or not isinstance(canaries, int) or not 2 <= canaries < len(known):
         raise InputError(
             f"canaries={brief(canaries)} is not a whole number from 2 to one below the {len(known)} samples"
@@ -165,7 +164,7 @@ def audit_by_many_runs(
     """
     if isinstance(runs, bool) or not isinstance(runs, int) or runs < _LEAST_RUNS:
         raise InputError(f"runs={brief(runs)} is not a whole number of at least {_LEAST_RUNS}")
-    model, known = _admitted(model, data, inputs, settings)
+    model, known = admitted(model, data, inputs, settings)
     rows, labels, _ = _planted(known, model.classes, 1, seed)
     rest = np.setdiff1d(np.arange(len(known)), rows)
     included = np.arange(runs) % 2 == 0
@@ -190,17 +189,6 @@ def audit_by_many_runs(
         scores[run] = confidence_logit(_answers(done.model, known.x[rows]), labels)[0]
     wanted = delta if privacy is None else privacy.delta
     return many_runs(scores, included, delta=wanted, confidence=confidence, gaussian=gaussian)
-
-
-def _admitted(
-    model: Any, data: Any, inputs: InputSpec | None, settings: dict[str, Any]
-) -> tuple[Classifier, Dataset]:
-    for name in sorted(_OWN & set(settings)):
-        raise InputError(f"{name} is not for an audit, which trains a model of its own")
-    if not isinstance(model, Classifier):
-        x, _ = collected(data, np.dtype(inputs.dtype if inputs else "float32"))
-        model = wrapped(model, x, inputs)
-    return model, as_dataset(data, model.inputs, model.classes)
 
 
 def _planted(known: Dataset, classes: int, canaries: int, seed: int) -> tuple[Array, Array, Array]:

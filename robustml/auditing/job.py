@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,7 @@ from ..defenses.privacy import DifferentialPrivacy
 from ..defenses.training.recipe import Recipe, arguments_of, load_recipe
 from ..defenses.training.renewing import renewed
 from ..errors import InputError
-from ..files import write_atomic, writing
+from ..files import read_object, write_atomic, writing
 from ..guarded import Guarded
 from ..report.membership_parts import Membership
 from ..report.parts import Clean
@@ -263,7 +262,7 @@ class Job:
         path = self.out / PARTS / f"{part}.json"
         if not path.is_file():
             return None
-        return validated(Finding, _object(path), where=str(path))
+        return validated(Finding, read_object(path), where=str(path))
 
     def keep(self, finding: Finding) -> None:
         """Write down what a part found: it then counts as finished."""
@@ -278,16 +277,4 @@ def read_plan(folder: Path) -> AuditPlan:
         InputError: if there is none, or it is damaged.
     """
     path = folder / PLAN
-    return validated(AuditPlan, _object(path), where=str(path))
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise InputError(f"{path} is damaged") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{path} does not hold an object")
-    return data
+    return validated(AuditPlan, read_object(path), where=str(path))

@@ -22,14 +22,14 @@ from torch import Tensor, nn
 
 from ..attacks.audit import AuditedEpsilon, Claims, Conformance, conformance, phantom_epsilon
 from ..classifier import Classifier
-from ..data import Dataset, as_dataset, choose
+from ..data import Dataset, choose
 from ..defenses.privacy import DifferentialPrivacy, Guarantee
 from ..defenses.training import Objective, Standard, Term, harden
 from ..defenses.training.objective import Answers, Batch
 from ..errors import InputError, brief
 from ..inputs import InputSpec
 from ..threats import Threat
-from ..wrapping import collected, wrapped
+from .admitting import admitted
 
 __all__ = ["PhantomAudit", "audit_training"]
 
@@ -38,7 +38,6 @@ Array = np.ndarray[Any, Any]
 # Canaries have gradients of so many clipping norms, so that a clip that is left out shows.
 _LOUD = 10.0
 _NOISE, _RATE = 0.3, 0.1
-_OWN = {"out", "resume", "ledger", "validation", "partial"}
 
 
 @dataclass(frozen=True)
@@ -108,12 +107,13 @@ def audit_training(
         RunError: if the run fails.
     """
     begun = time.perf_counter()
-    for name in sorted(_OWN & set(settings)):
-        raise InputError(f"{name} is not for an audit, which trains a model of its own")
+    classifier, known = admitted(model, data, inputs, settings)
     asked = DifferentialPrivacy(noise_multiplier=_NOISE) if privacy is None else privacy
     if asked.noise_multiplier == 0:
         raise InputError("privacy without noise claims nothing that an audit could check")
-    classifier, known = _admitted(model, data, inputs, samples, seed)
+    if samples is not None and samples < len(known):
+        kept = choose(known.y, samples, "stratified", seed)
+        known = Dataset(known.x[kept], known.y[kept])
     included = _coins(canaries, seed)
     train, places = _mixed(known, included, seed)
     haunted = _with_phantoms(classifier, canaries)
@@ -143,20 +143,6 @@ def audit_training(
         accounted,
         round(time.perf_counter() - begun, 3),
     )
-
-
-def _admitted(
-    model: Any, data: Any, inputs: InputSpec | None, samples: int | None, seed: int
-) -> tuple[Classifier, Dataset]:
-    """The model as a classifier, and the rows that train beside the canaries."""
-    if not isinstance(model, Classifier):
-        x, _ = collected(data, np.dtype(inputs.dtype if inputs else "float32"))
-        model = wrapped(model, x, inputs)
-    known = as_dataset(data, model.inputs, model.classes)
-    if samples is not None and samples < len(known):
-        kept = choose(known.y, samples, "stratified", seed)
-        known = Dataset(known.x[kept], known.y[kept])
-    return model, known
 
 
 def _coins(canaries: int, seed: int) -> Array:

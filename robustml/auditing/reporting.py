@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import platform
 from collections.abc import Mapping
-
-import numpy as np
-import torch
 
 from .. import __version__
 from ..errors import InputError, suggest
@@ -17,7 +13,7 @@ from ..report.parts import Clean, Data, ModelInfo, Samples, Scores, TargetInfo
 from ..report.privacy import privacy_score
 from ..report.privacy_gate import PRIVACY_FIGURES
 from ..report.privacy_parts import Privacy
-from ..wrapping import pick_device
+from ..wrapping import environment, pick_device
 from .job import Job
 
 __all__ = ["AUDITED", "audit_report", "conditions_of"]
@@ -61,7 +57,6 @@ def audit_report(
     target, score = job.target, privacy_score(privacy)
     scores = Scores(privacy=score, overall=score)
     distrust = list(privacy.doubts)
-    place = pick_device(job.device)
     model = target.model
     return Report(
         robustml=__version__,
@@ -71,13 +66,7 @@ def audit_report(
         confidence=job.confidence,
         suite="audit",
         command=command,
-        environment={
-            "device": place.type if place.type == "cpu" else torch.cuda.get_device_name(place),
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-            "robustml": __version__,
-            "torch": torch.__version__,
-        },
+        environment=environment(pick_device(job.device)),
         target=TargetInfo(
             name=target.name,
             model=ModelInfo(

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from ..errors import InputError
-from ..files import write_atomic
+from ..files import read_object, write_atomic
 from ..schema import Frozen, validated
 
 __all__ = [
@@ -79,13 +77,7 @@ def federated_of(folder: Path) -> Federated | None:
     path = folder / FILE
     if not path.is_file():
         return None
-    try:
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        raise InputError(f"{path} is damaged") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{path} does not hold an object")
-    return validated(Federated, data, where=str(path))
+    return validated(Federated, read_object(path), where=str(path))
 
 
 def keep_federated(folder: Path, figures: Mapping[str, Any]) -> None:

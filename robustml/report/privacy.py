@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import InputError
-from ..files import write_atomic
+from ..files import read_object, write_atomic
 from ..schema import validated
 from .parts import Score
 from .privacy_parts import Accounted, AuditedEpsilon, Conformance, Privacy
@@ -29,13 +27,7 @@ def privacy_of(folder: Path) -> Privacy | None:
     path = folder / FILE
     if not path.is_file():
         return None
-    try:
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        raise InputError(f"{path} is damaged") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{path} does not hold an object")
-    return settled(validated(Privacy, data, where=str(path)))
+    return settled(validated(Privacy, read_object(path), where=str(path)))
 
 
 def keep_privacy(folder: Path, found: Privacy) -> None:
