@@ -47,16 +47,20 @@ def client_app(make: Client | MakeClient, *, ledger: Callable[[Context], Path] |
         partition = _number(context.node_config.get("partition-id", 0), "partition-id")
         path = None if ledger is None else ledger(context)
         spent = ledger_of(context, path)
-        state, figures = ready(context).train(
-            _weights(message),
-            round_=_number(config.get("server-round"), "server-round"),
-            partition=partition,
-            mu=float(config.get("proximal-mu", 0.0)),  # type: ignore[arg-type]
-            ledger=spent,
-            mode=_mode(context),
-        )
-        # Written down before the weights leave.
-        _remember(context, path, spent, str(figures.pop("mode", "")))
+        mode = _mode(context)
+        try:
+            state, figures = ready(context).train(
+                _weights(message),
+                round_=_number(config.get("server-round"), "server-round"),
+                partition=partition,
+                mu=float(config.get("proximal-mu", 0.0)),  # type: ignore[arg-type]
+                ledger=spent,
+                mode=mode,
+            )
+            mode = str(figures.pop("mode", ""))
+        finally:
+            # Before the weights leave; and where training was broken off, the steps that it had made count.
+            _remember(context, path, spent, mode or "")
         return Message(
             RecordDict(
                 {

@@ -85,7 +85,8 @@ def federate(
             accuracy on the validation data.
         hostile: For a stress test: by the number of a client, what makes another app of its honest one.
         runtime: "in-process" (one client after the other, the same bits each time) or "ray" (in parallel).
-        deadline: Seconds that a round waits for replies.
+        deadline: Seconds that a round waits for replies; in this process, for that of each client. A client
+            that is still at work then is interrupted, in the main thread of a system with alarms (POSIX).
         inputs: The input space of a bare module.
         device: "auto", "cpu", "cuda", ...; on Ray, "auto" is what each client's process sees.
         seed: Decides every random number of the run.

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from ...errors import InputError, brief
+from .alarm import bounded
 
 __all__ = ["FIRST_NODE", "Answer", "InProcessGrid", "answered", "identified"]
 
@@ -39,8 +40,11 @@ class InProcessGrid(Grid):
 
     Nodes work and reply in the order of their ids, whatever the order of the messages. What a node gets and
     keeps is its own: changing it reaches neither the server nor another node. A node that raises sends an
-    error, as on a SuperLink; one whose answer takes longer than the time limit is not heard, although this
-    grid cannot stop it before.
+    error, as on a SuperLink; one whose answer takes longer than the time limit is not heard. Each node has
+    the whole limit, as if all worked at once. Where the system allows it (see `alarm.bounded`: in the main
+    thread, and not on Windows), a node that is still at work then is interrupted by an exception; elsewhere
+    the grid waits until it ends. What such a node has put into its context stays there, which a SuperNode's
+    app would lose if it were killed: what privacy has cost must not be forgotten.
 
     Args:
         apps: What each node runs: one per node, so that an attacker is another app.
@@ -101,16 +105,7 @@ class InProcessGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Have the nodes answer; the ids by which the answers can be pulled, in the order of the messages."""
-        given = list(messages)
-        for message in given:
-            self._sent += 1
-            message.metadata.__dict__["_message_id"] = f"message-{self._sent}"
-        for message in sorted(given, key=lambda message: message.metadata.dst_node_id):
-            begun = time.monotonic()
-            answer = self._ask(message)
-            if answer is not None:
-                self._answers[message.metadata.message_id] = answer, time.monotonic() - begun
-        return [message.metadata.message_id for message in given]
+        return self._pushed(messages, None)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """The answers to these messages, in the order of the nodes; silent nodes have none."""
@@ -118,25 +113,43 @@ class InProcessGrid(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Answers in the order of the nodes, without those that took longer than `timeout` seconds."""
-        return self._pulled(self.push_messages(messages), timeout)
+        return self._pulled(self._pushed(messages, timeout), timeout)
+
+    def _pushed(self, messages: Iterable[Message], timeout: float | None) -> list[str]:
+        given = list(messages)
+        for message in given:
+            self._sent += 1
+            message.metadata.__dict__["_message_id"] = f"message-{self._sent}"
+        for message in sorted(given, key=lambda message: message.metadata.dst_node_id):
+            begun = time.monotonic()
+            answer = self._ask(message, timeout)
+            if answer is not None:
+                self._answers[message.metadata.message_id] = answer, time.monotonic() - begun
+        return [message.metadata.message_id for message in given]
 
     def _pulled(self, message_ids: Iterable[str], timeout: float | None) -> list[Message]:
         found = [self._answers.pop(name) for name in message_ids if name in self._answers]
         heard = [answer for answer, seconds in found if timeout is None or seconds <= timeout]
         return sorted(heard, key=lambda answer: answer.metadata.src_node_id)
 
-    def _ask(self, message: Message) -> Message | None:
+    def _ask(self, message: Message, timeout: float | None) -> Message | None:
         node = message.metadata.dst_node_id
         own = copy.copy(message)
         own.content = copy.deepcopy(message.content)
-        answer = answered(self._apps[node], own, self.contexts[node])
+        answer = answered(self._apps[node], own, self.contexts[node], timeout)
         return None if answer is None else _signed(answer, message)
 
 
-def answered(app: Answer, message: Message, context: Context) -> Message | None:
-    """What an app answers; an error if it raises or returns something else, None if it is silent."""
+def answered(app: Answer, message: Message, context: Context, seconds: float | None = None) -> Message | None:
+    """What an app answers; an error if it raises or returns something else, None if it is silent.
+
+    Args:
+        app: The app.
+        message, context: What it is given.
+        seconds: After which it is interrupted, where that can be done, and counts as silent.
+    """
     try:
-        answer = app(message, context)
+        answer = bounded(seconds, lambda: app(message, context))
     except Exception as error:  # what a client does wrong is no fault of the run
         return Message(Error(_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
     if answer is None or isinstance(answer, Message):

@@ -62,14 +62,19 @@ def _in_process(server: Server, apps: Sequence[Any]) -> None:
 
 
 class _Dispatch:
-    """One app for all nodes, which does what the app of the node's partition does."""
+    """One app for all nodes, which does what the app of the node's partition does, and no longer than it may.
 
-    def __init__(self, apps: Sequence[Any]) -> None:
+    Without an end to it, Flower would wait for a client that hangs when the run is over, and for ever.
+    """
+
+    def __init__(self, apps: Sequence[Any], deadline: float) -> None:
         self._apps = list(apps)
+        self._deadline = deadline
 
     def __call__(self, message: Any, context: Context) -> Any:
         # Flower's own error would not say what went wrong. Silence is one: Ray has no word for it.
-        answer = answered(self._apps[int(str(context.node_config["partition-id"]))], message, context)
+        app = self._apps[int(str(context.node_config["partition-id"]))]
+        answer = answered(app, message, context, self._deadline)
         return answer or Message(Error(0, "no reply"), reply_to=message)
 
 
@@ -91,7 +96,7 @@ def _on_ray(server: Server, apps: Sequence[Any], *, gpus: float) -> None:
         with at_home(Path(scratch)), _restored("PYTHONPATH"), identified():
             run_simulation(
                 server_app(server),
-                _Dispatch(apps),  # type: ignore[arg-type]
+                _Dispatch(apps, server.deadline),  # type: ignore[arg-type]
                 num_supernodes=len(apps),
                 backend_config=backend,  # type: ignore[arg-type]
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import time
 
 import numpy as np
 import pytest
@@ -204,21 +203,6 @@ def test_without_the_guard_the_same_abuse_does_harm(name, abuse, without):
     finite = all(np.isfinite(value).all() for value in found.values())
     step = weights()["a.bias"] - without["fedavg"]["a.bias"]
     assert not finite or np.abs(found["a.bias"] - without["fedavg"]["a.bias"]).max() > np.abs(step).max()
-
-
-def test_an_answer_after_the_deadline_is_silence():
-    def late(message, context):
-        time.sleep(0.6)
-        return honest(message, context)
-
-    guard = Guarded(made("mean"))
-    expected = run(Guarded(made("mean")), [honest] * HONEST, rounds=1)[0]
-    start = ArrayRecord({k: Array(v) for k, v in weights().items()})
-    with identified():
-        result = guard.start(InProcessGrid([*[honest] * HONEST, late]), start, num_rounds=1, timeout=0.5)
-    assert {e["reason"] for e in guard.quarantine} == {"no reply in time"}
-    for key, value in expected.items():
-        np.testing.assert_array_equal(result.arrays[key].numpy(), value)
 
 
 def test_a_stranger_and_a_client_that_replies_twice_are_not_heard():
