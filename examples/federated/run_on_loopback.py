@@ -1,4 +1,4 @@
-"""A whole federation on this machine: a SuperLink and two SuperNodes, with TLS and node authentication.
+"""A whole federation on this machine: a SuperLink and SuperNodes, with TLS and node authentication.
 
 Run: python examples/federated/run_on_loopback.py --out runs/federation
 
@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
-import ipaddress
 import json
 import os
 import signal
@@ -22,77 +20,19 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from keys import certificates, node_key
 
 from robustml.defenses.federated import parse_partition
 from robustml.defenses.federated.environment import SILENT
 
 HERE = Path(__file__).resolve().parent
 BIN = Path(sys.executable).parent
-
-
-def certificates(folder: Path) -> None:
-    """An authority of our own, and a certificate of this machine's loopback address."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-
-    now = datetime.datetime.now(datetime.UTC)
-
-    def made(name: str, issuer: x509.Name | None, signer: Any, key: Any, *, ca: bool) -> x509.Certificate:
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-        usage = x509.KeyUsage(True, False, False, False, False, ca, ca, False, False)
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(issuer or subject)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(minutes=5))
-            .not_valid_after(now + datetime.timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-            .add_extension(usage, critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
-            )
-        )
-        if not ca:
-            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        return builder.sign(signer, hashes.SHA256())
-
-    ca_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    ca = made("robustml example authority", None, ca_key, ca_key, ca=True)
-    own = made("localhost", ca.subject, ca_key, key, ca=False)
-    pem = serialization.Encoding.PEM
-    (folder / "ca.crt").write_bytes(ca.public_bytes(pem))
-    (folder / "server.crt").write_bytes(own.public_bytes(pem) + ca.public_bytes(pem))
-    secret(
-        folder / "server.key",
-        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
-    )
-
-
-def node_key(path: Path) -> None:
-    """The key that a SuperNode proves itself by: as `ssh-keygen -t ecdsa -b 384` makes it."""
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP384R1())
-    form = serialization.PrivateFormat.OpenSSH
-    secret(path, key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
-    form = serialization.PublicFormat.OpenSSH
-    path.with_suffix(".pub").write_bytes(key.public_key().public_bytes(serialization.Encoding.OpenSSH, form))
-
-
-def secret(path: Path, content: bytes) -> None:
-    path.touch(mode=0o600)
-    path.write_bytes(content)
 
 
 def ports(count: int) -> list[int]:
@@ -122,7 +62,7 @@ class Services:
         self.running: list[subprocess.Popen[bytes]] = []
 
     def start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
-        with (self.folder / f"{name}.log").open("wb") as log:
+        with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 [str(BIN / arguments[0]), *arguments[1:]],
                 cwd=self.folder,
@@ -185,15 +125,98 @@ def turned_away(stranger: subprocess.Popen[bytes], until: float) -> None:
         raise SystemExit("a SuperNode with a key that is not registered ended as if all was well")
 
 
-def shared_out(folder: Path, nodes: int) -> None:
+@dataclass
+class Federation:
+    """The services of one federation, whose files are in a folder.
+
+    Attributes:
+        folder: Certificates, keys and data (`node-0.npz` and so on) are there; logs come to it.
+        services: Which are running.
+        until: When all of it has to be over, on the monotonic clock.
+        ports: Of the SuperLink, and of each SuperNode.
+    """
+
+    folder: Path
+    services: Services
+    until: float
+    ports: list[int]
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return max(self.until - time.monotonic(), 0.1)
+
+    def superlink(self) -> subprocess.Popen[bytes]:
+        """Start the SuperLink, and wait until it answers."""
+        address, authority = f"127.0.0.1:{self.ports[0]}", self.folder / "ca.crt"
+        (self.folder / "flower").mkdir(exist_ok=True)
+        (self.folder / "flower" / "config.toml").write_text(
+            f'[superlink]\ndefault = "loopback"\n\n[superlink.loopback]\naddress = "{address}"\n'
+            f'root-certificates = "{authority}"\n'
+        )
+        process = self.services.start(
+            "superlink",
+            *("flower-superlink", "--host", "127.0.0.1", "--port", str(self.ports[0])),
+            *("--ssl-certfile", "server.crt", "--ssl-keyfile", "server.key", "--ssl-ca-certfile", "ca.crt"),
+            *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
+        )
+        healthy(f"https://{address}", authority, self.until)
+        return process
+
+    def register(self, name: str) -> None:
+        """Make the key of a SuperNode known to the SuperLink."""
+        key = str(self.folder / f"{name}.pub")
+        self.services.flwr("supernode", "register", key, "loopback", timeout=self.left)
+
+    def node(self, name: str, number: int) -> subprocess.Popen[bytes]:
+        """Start a SuperNode, which has a key already."""
+        return self.services.start(
+            name,
+            *("flower-supernode", "--superlink", f"127.0.0.1:{self.ports[0]}"),
+            *("--root-certificates", "ca.crt", "--auth-supernode-private-key", f"{name}.key"),
+            *("--port", str(self.ports[1 + number]), "--max-wait-time", "60"),
+            *("--node-config", f'partition-id={number} data="{self.folder / f"{name}.npz"}"'),
+        )
+
+    def submit(self, app: Path, **config: Any) -> None:
+        """Submit a run of an app, whose checkpoint, log and model come to the folder `server`."""
+        out, held = self.folder / "server", self.folder / "validation.npz"
+        given = {"out": str(out), "validation": str(held), **config}
+        text = " ".join(f"{key}={json.dumps(value)}" for key, value in given.items())
+        self.services.flwr("run", str(app), "loopback", "--run-config", text, timeout=self.left)
+
+    def status(self) -> str:
+        """Of the run that was submitted last: `flwr run` exits with 0 even where the app has failed."""
+        runs = json.loads(self.services.flwr("ls", "loopback", "--format", "json", timeout=60))["runs"]
+        return str(runs[0]["status"])
+
+    def finished(self) -> None:
+        """Wait until the run that was submitted last has come to its end."""
+        while time.monotonic() < self.until:
+            status = self.status()
+            if status.startswith("finished"):
+                if status != "finished:completed":
+                    raise SystemExit(f"the run is {status}; see {self.folder / 'superlink.log'}")
+                return
+            time.sleep(1)
+        raise SystemExit(f"the run did not end in time; see {self.folder / 'superlink.log'}")
+
+
+def shared_out(folder: Path, nodes: int, train: tuple[Any, Any], held: tuple[Any, Any]) -> None:
     """The data of each node, and of the server."""
+    x, y = train
+    for number, rows in enumerate(parse_partition("iid").rows(y, nodes, 0)):
+        np.savez(folder / f"node-{number}.npz", x=x[rows], y=y[rows])
+    np.savez(folder / "validation.npz", x=held[0], y=held[1])
+
+
+def digits() -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+    """Training data, and data of the server."""
     from sklearn.datasets import load_digits
 
     pixels, y = load_digits(return_X_y=True)
     x = (pixels / 16).astype("float32").reshape(-1, 1, 8, 8)
-    for number, rows in enumerate(parse_partition("iid").rows(y[500:], nodes, 0)):
-        np.savez(folder / f"node-{number}.npz", x=x[500:][rows], y=y[500:][rows])
-    np.savez(folder / "validation.npz", x=x[:500], y=y[:500])
+    return (x[500:], y[500:]), (x[:500], y[:500])
 
 
 def outcome(folder: Path, rounds: int, nodes: int) -> float:
@@ -209,73 +232,46 @@ def outcome(folder: Path, rounds: int, nodes: int) -> float:
     return float(entries[-1]["clean"])
 
 
-def run(folder: Path, rounds: int, nodes: int, timeout: float, services: Services) -> float:
-    until = time.monotonic() + timeout
-    port, *node_ports = ports(2 + nodes)
-    address = f"127.0.0.1:{port}"
-    authority = folder / "ca.crt"
-    (folder / "flower").mkdir()
-    (folder / "flower" / "config.toml").write_text(
-        f'[superlink]\ndefault = "loopback"\n\n[superlink.loopback]\naddress = "{address}"\n'
-        f'root-certificates = "{authority}"\n'
-    )
-    services.start(
-        "superlink",
-        *("flower-superlink", "--host", "127.0.0.1", "--port", str(port)),
-        *("--ssl-certfile", "server.crt", "--ssl-keyfile", "server.key", "--ssl-ca-certfile", "ca.crt"),
-        *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
-    )
-    healthy(f"https://{address}", authority, until)
-
-    def node(name: str, number: int) -> subprocess.Popen[bytes]:
+@contextlib.contextmanager
+def prepared(folder: Path, nodes: int, timeout: float) -> Iterator[Federation]:
+    """A folder with certificates and keys, and a federation that has not begun; in the end, all stops."""
+    folder.mkdir(parents=True)
+    certificates(folder)
+    for name in ("stranger", *(f"node-{number}" for number in range(nodes))):
         node_key(folder / f"{name}.key")
-        if name != "stranger":
-            left = until - time.monotonic()
-            services.flwr("supernode", "register", str(folder / f"{name}.pub"), "loopback", timeout=left)
-        return services.start(
-            name,
-            *("flower-supernode", "--superlink", address, "--root-certificates", "ca.crt"),
-            *("--auth-supernode-private-key", f"{name}.key"),
-            *("--port", str(node_ports[number]), "--max-wait-time", "60"),
-            *("--node-config", f'partition-id={number} data="{folder / f"{name}.npz"}"'),
-        )
+    services = Services(folder)
+    try:
+        yield Federation(folder, services, time.monotonic() + timeout, ports(2 + nodes))
+    finally:
+        services.stop()
 
-    stranger = node("stranger", nodes)
+
+def run(federation: Federation, app: Path, rounds: int, nodes: int, **config: Any) -> float:
+    """Go through a whole run, and give back the accuracy of its model."""
+    federation.superlink()
+    stranger = federation.node("stranger", nodes)
     for number in range(nodes):
-        node(f"node-{number}", number)
-    config = (
-        f'rounds={rounds} clients={nodes} out="{folder / "server"}" validation="{folder / "validation.npz"}"'
-    )
-    services.flwr("run", str(HERE), "loopback", "--run-config", config, timeout=until - time.monotonic())
-    while time.monotonic() < until:
-        runs = json.loads(services.flwr("ls", "loopback", "--format", "json", timeout=60))["runs"]
-        status = runs[0]["status"]
-        if status.startswith("finished"):
-            if status != "finished:completed":
-                raise SystemExit(f"the run is {status}; see {folder / 'superlink.log'}")
-            turned_away(stranger, until)
-            return outcome(folder, rounds, nodes)
-        time.sleep(1)
-    raise SystemExit(f"the run did not end within {timeout:g} s; see {folder / 'superlink.log'}")
+        federation.register(f"node-{number}")
+        federation.node(f"node-{number}", number)
+    federation.submit(app, rounds=rounds, clients=nodes, **config)
+    federation.finished()
+    turned_away(stranger, federation.until)
+    return outcome(federation.folder, rounds, nodes)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for everything")
     options = parser.parse_args()
     folder = options.out.resolve()
-    folder.mkdir(parents=True)
-    certificates(folder)
-    shared_out(folder, 2)
-    services = Services(folder)
     # An interrupt must not leave the services behind either.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        accuracy = run(folder, options.rounds, 2, options.timeout, services)
-    finally:
-        services.stop()
+    with prepared(folder, options.nodes, options.timeout) as federation:
+        shared_out(folder, options.nodes, *digits())
+        accuracy = run(federation, HERE, options.rounds, options.nodes)
     print(f"result: {100 * accuracy:.1f} % after {options.rounds} rounds, in {folder / 'server'}")
 
 

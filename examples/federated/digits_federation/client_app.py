@@ -18,7 +18,7 @@ def client(context: Context) -> Client:
     return Client(
         model,
         data,
-        settings={"epochs": config["epochs"], "batch_size": 32, "learning_rate": 0.05},
+        settings={key: config[key] for key in ("epochs", "batch_size", "learning_rate")},
         seed=config["seed"],
         # privacy=DifferentialPrivacy(epsilon=8), for its samples, over all rounds together
         rounds=config["rounds"],

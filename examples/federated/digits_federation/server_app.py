@@ -29,7 +29,10 @@ def server(context: Context) -> Server:
         deadline=config["deadline"],
         out=Path(config["out"]) if config["out"] else None,
         resume=config["resume"],
-        plan={key: config[key] for key in ("aggregation", "epochs", "seed", "clients")},
+        plan={
+            key: config[key]
+            for key in ("aggregation", "epochs", "batch_size", "learning_rate", "seed", "clients")
+        },
         show=True,
     )
 
