@@ -23,6 +23,7 @@ __all__ = ["TOLERANCE", "Ball", "overwrite_", "per_row"]
 TOLERANCE = 1e-6
 # Attacks aim this far inside, so that rounding x + delta to float32 cannot push the sum out of the ball.
 _INSET = 1e-5
+_ROUNDED = 0.7  # the share of the inset that the rounding of points may use up; the rest is for lengths
 # A value is at a level if it is off by no more than this share of the gap: rounding, not intent.
 _ON_LEVEL = 1 / 32
 
@@ -41,6 +42,7 @@ class Ball(ABC):
         self.eps = threat.eps * (1 - _INSET)
         self._radius: float | Tensor = self.eps
         self._room: tuple[Tensor, Tensor] | None = None
+        self._absorbing: bool | None = None
         inputs = threat.inputs
         self._inputs = inputs
         self._scale: Tensor | None = None
@@ -78,6 +80,7 @@ class Ball(ABC):
     def resized(self, radius: Tensor) -> Ball:
         """The balls around the same inputs with a budget for each of them (n,), at most this one's."""
         clone = self._copy()
+        clone._absorbing = None
         clone._radius = radius.view(-1, 1)
         return clone
 
@@ -137,14 +140,39 @@ class Ball(ABC):
 
     def project(self, z: Tensor) -> Tensor:
         """The points of the ball nearest to (n, *shape), in units of the scale."""
-        step = self._unscaled(self._shrink(self.delta(z)))
+        return self._rounded(self._shrink(self.delta(z)))
+
+    def _rounded(self, delta: Tensor) -> Tensor:
+        """The point that a perturbation within the ball leads to, within it however the sum is rounded."""
+        step = self._unscaled(delta)
         point = torch.add(self.x, step).clamp_(self.lower, self.upper)
-        # The sum is rounded; roundings away from x in many features would together leave the ball. They do
-        # so rarely, and on the CPU it is cheaper to ask than to mend.
-        if reads_freely(point) and bool((self.length(point) <= self._surely()).all()):
+        # Roundings away from x in many features would together leave the ball, where it is small. They do so
+        # rarely, and on the CPU it is cheaper to ask than to mend.
+        if self._absorbs_rounding() or (
+            reads_freely(point) and bool((self.length(point) <= self._surely()).all())
+        ):
             return point
         too_far = ((point - self.x).abs() > step.abs()).to(point.dtype)
         return torch.lerp(point, torch.nextafter(point, self.x), too_far)
+
+    def _absorbs_rounding(self) -> bool:
+        """Whether the inset of the radius is more than all roundings of a point can add to its length."""
+        if self._absorbing is None:
+            self._absorbing = False
+            if (
+                isinstance(self._radius, float)
+                and self._scale is None
+                and len(self.x)
+                and reads_freely(self.x)
+            ):
+                largest = max(-float(self.lower.amin()), float(self.upper.amax()))
+                rounding = torch.finfo(self.x.dtype).eps / 2 * largest
+                self._absorbing = self._accumulated(rounding) <= self._radius * _INSET * _ROUNDED
+        return self._absorbing
+
+    def _accumulated(self, change: float) -> float:
+        """How much longer a perturbation becomes, at most, if every feature changes by so much."""
+        return change * self._features
 
     def project_(self, z: Tensor) -> Tensor:
         """As `project`, for a tensor that is the caller's to overwrite; saves a copy where it can."""
@@ -155,6 +183,25 @@ class Ball(ABC):
         if isinstance(length, Tensor):
             return self.project_(torch.addcmul(z, direction, per_row(length, z)))
         return self.project_(torch.add(z, direction, alpha=length))
+
+    def uphill(self, z: Tensor, gradient: Tensor, length: float | Tensor) -> Tensor:
+        """As `advance` in the direction of `ascent`."""
+        return self.advance(z, self.ascent(gradient), length)
+
+    def swing(
+        self, z: Tensor, previous: Tensor, gradient: Tensor, length: float | Tensor, momentum: float
+    ) -> Tensor:
+        """A step uphill that the last one carries on (Croce and Hein 2020, Algorithm 1, lines 6 and 7).
+
+        Args:
+            z: Where it starts (n, *shape).
+            previous: Where the last step started.
+            gradient: Of the loss at z.
+            length: Of the step uphill; one, or one per sample (n,).
+            momentum: The share of the step uphill; the rest repeats the last step.
+        """
+        further = torch.lerp(previous, z, 2.0)
+        return self.project_(self.uphill(z, gradient, length).lerp_(further, 1 - momentum))
 
     def random(self, streams: Streams) -> Tensor:
         """A random point of the ball for each input, drawn from its own stream."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,13 +13,14 @@ from ..sampling import Streams
 from .base import TOLERANCE, Ball, per_row
 from .scaled import scaled
 from .soft import softened
+from .waiting import reads_freely
 
 if TYPE_CHECKING:
     from ..threats import Threat
 
 __all__ = ["L0Ball", "L1Ball", "L2Ball", "LinfBall"]
 
-_TINY = 1e-30
+_SQUARES = 1e-15  # lengths above it, and below its inverse, have squares that neither under- nor overflow
 
 
 class LinfBall(Ball):
@@ -88,9 +90,36 @@ class LinfBall(Ball):
 class L2Ball(Ball):
     """A Euclidean ball."""
 
+    def uphill(self, z: Tensor, gradient: Tensor, length: float | Tensor) -> Tensor:
+        return self._rounded(self._shrink(self._climbed(z, gradient, length)))
+
+    def swing(
+        self, z: Tensor, previous: Tensor, gradient: Tensor, length: float | Tensor, momentum: float
+    ) -> Tensor:
+        low, high = self.room()
+        # Halfway any point of the ball will do; the nearest one is found at the end.
+        halfway = self._climbed(z, gradient, length).clamp_(low, high)
+        halfway.mul_((self._radius / _l2(halfway)).clamp_max_(1))
+        further = self.delta(torch.lerp(previous, z, 2.0))
+        return self._rounded(self._shrink(halfway.lerp_(further, 1 - momentum)))
+
+    def _climbed(self, z: Tensor, gradient: Tensor, length: float | Tensor) -> Tensor:
+        """The perturbation that a step of some length along the gradient leads to, wherever that is."""
+        slope, delta = self.slope(gradient), self.delta(z)
+        length = length[:, None] if isinstance(length, Tensor) else length
+        if reads_freely(slope):
+            norm = _l2(slope)
+            least, most = norm.aminmax()
+            if least > _SQUARES and most * _SQUARES < 1:
+                return delta.addcmul_(slope, length / norm)
+        return delta.add_(self._steepest(slope) * length)
+
     def _shrink(self, delta: Tensor) -> Tensor:
         low, high = self.room()
         return scaled(delta, low, high, self._radius)
+
+    def _accumulated(self, change: float) -> float:
+        return change * math.sqrt(self._features)
 
     def _draw(self, streams: Streams) -> Tensor:
         size = self._features

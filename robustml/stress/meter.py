@@ -82,13 +82,17 @@ class Meter:
         self.asked = torch.zeros(len(y), dtype=torch.int64, device=y.device)
         self.needed = self.asked.clone()
         self.matched = True
-        self._focused: tuple[Tensor, Ball, Tensor] | None = None
+        self._rows: Tensor | None = None
+        self._labels = y
+        self._near: Ball | None = ball
         self._size = len(y)
 
     def focus(self, rows: Tensor) -> None:
         """Announce which rows of the batch the next calls hold."""
         everything = len(rows) == len(self._y) and bool((rows.diff() == 1).all())
-        self._focused = None if everything else (rows, self._ball.select(rows), self._y[rows])
+        self._rows, self._labels = (None, self._y) if everything else (rows, self._y[rows])
+        # Made when it is asked for: many short runs end before anything is found.
+        self._near = self._ball if everything else None
         if self._follow is not None:
             self._follow(rows)
         if not _SIMILAR * self._size <= len(rows) <= self._size:
@@ -123,16 +127,17 @@ class Meter:
         self.backward += len(gradient) * self._weight
 
     def _watch(self, x: Tensor, logits: Tensor) -> None:
-        rows, ball, y = self._focused or (None, self._ball, self._y)
-        if len(x) != len(y):
+        rows = self._rows
+        if len(x) != len(self._labels):
             self.matched = False
             return
         self.asked[slice(None) if rows is None else rows] += self._weight
-        hit = is_wrong(logits, y)
+        hit = is_wrong(logits, self._labels)
         new = hit & ~(self.hit if rows is None else self.hit[rows])
         if reads_freely(x):
-            self._keep_few(rows, ball, new, x)
+            self._keep_few(rows, new, x)
             return
+        ball = self._ball_here()
         # Elsewhere asking how many are new would stall the device; masked work on all rows does not.
         new &= ball.contains(x)
         if rows is None:
@@ -144,9 +149,16 @@ class Meter:
             self.needed[rows] = torch.where(new, self.asked[rows], self.needed[rows])
             self.hit[rows] |= new
 
-    def _keep_few(self, rows: Tensor | None, ball: Ball, new: Tensor, x: Tensor) -> None:
+    def _ball_here(self) -> Ball:
+        """What is allowed around the samples in focus."""
+        if self._near is None:
+            self._near = self._ball.select(self._rows) if self._rows is not None else self._ball
+        return self._near
+
+    def _keep_few(self, rows: Tensor | None, new: Tensor, x: Tensor) -> None:
         if not bool(new.any()):
             return
+        ball = self._ball_here()
         # A look at all rows in single precision is cheap beside the exact one, which many points never need:
         # attacks on labels ask about little else than adversarial points that are too far away.
         places = (new & (ball.length(x) <= _ROUGHLY * ball.threat.eps)).nonzero()[:, 0]

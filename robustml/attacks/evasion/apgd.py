@@ -140,10 +140,11 @@ def _run(search: Search, climb: Climb, steps: int) -> Tensor:
     for step in range(steps):
         if not search.prune(step, state):
             break
-        momentum = _MOMENTUM if step else 1.0
-        ahead = search.ball.advance(state.z, search.ball.ascent(state.gradient), state.step)
-        mixed = ahead if step == 0 else _blend(state, ahead, momentum, search)
-        state.previous, state.z = state.z, mixed
+        if step == 0:
+            ahead = search.ball.uphill(state.z, state.gradient, state.step)
+        else:
+            ahead = search.ball.swing(state.z, state.previous, state.gradient, state.step, _MOMENTUM)
+        state.previous, state.z = state.z, ahead
         if step == steps - 1:
             # The last gradient would not be used; a plain look is all that is left to do.
             search.look(state.z)
@@ -154,11 +155,6 @@ def _run(search: Search, climb: Climb, steps: int) -> Tensor:
             _halve(state, since)
             since = 0
     return state.best
-
-
-def _blend(state: _State, ahead: Tensor, momentum: float, search: Search) -> Tensor:
-    moved = torch.lerp(state.z, ahead, momentum)
-    return search.ball.project_(moved.add_(state.z - state.previous, alpha=1 - momentum))
 
 
 def _evaluate(state: _State, climb: Climb, *, record: bool = True) -> None:

@@ -34,6 +34,6 @@ def fgsm(
     """
     search = Search(model, x, y, threat, streams)
     _, slope = search.climb(x, loss_named(loss), smooth=gradient == "smooth")
-    z = search.ball.advance(x, search.ball.ascent(slope), search.ball.eps)
+    z = search.ball.uphill(x, slope, search.ball.eps)
     search.look(z)
     return search.finish(z)

@@ -73,7 +73,7 @@ def pgd(
         state = _begin(search)
         for step in range(steps):
             _, slope = search.climb(state.z, objective, smooth=smooth)
-            state.z = search.ball.advance(state.z, _direction(search, state.z, slope), length)
+            state.z = _moved(search, state.z, slope, length)
             if watch:
                 _compare(state, step, length)
             if not search.prune(step, state, state.cycling):
@@ -98,9 +98,9 @@ def _compare(state: _State, step: int, length: float) -> None:
         state.anchor = state.z
 
 
-def _direction(search: Search, z: Tensor, gradient: Tensor) -> Tensor:
+def _moved(search: Search, z: Tensor, gradient: Tensor, length: float) -> Tensor:
     if search.ball.threat.norm != "l1":
-        return search.ball.ascent(gradient)
+        return search.ball.uphill(z, gradient, length)
     # Steepest ascent in L1 moves one feature only, which a bounded range soon stops.
     share = gradient.new_full((len(z),), _L1_SHARE)
-    return sparse_ascent(free_gradient(gradient, z, search.ball), share)
+    return search.ball.advance(z, sparse_ascent(free_gradient(gradient, z, search.ball), share), length)

@@ -166,11 +166,10 @@ def _leg(number: int) -> Leg:
 
 
 def _advance(state: _State, search: Search, gradient: Tensor, length: float) -> None:
-    ahead = search.ball.advance(state.z, search.ball.ascent(gradient), length)
-    if state.previous is not state.z:
-        ahead = torch.lerp(state.z, ahead, _MOMENTUM)
-        ahead.add_(state.z - state.previous, alpha=1 - _MOMENTUM)
-        ahead = search.ball.project_(ahead)
+    if state.previous is state.z:
+        ahead = search.ball.uphill(state.z, gradient, length)
+    else:
+        ahead = search.ball.swing(state.z, state.previous, gradient, length, _MOMENTUM)
     state.previous, state.z = state.z, ahead
 
 

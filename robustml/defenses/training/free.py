@@ -78,7 +78,7 @@ class Free(Against):
         ball = self.ball(batch)
         memory = _remembered(batch)
         slot = memory.at_work[_key(batch)]
-        slot.z = ball.advance(slot.z, ball.ascent(gradient), self.step * self.reach(batch))
+        slot.z = ball.uphill(slot.z, gradient, self.step * self.reach(batch))
         slot.left -= 1
         if not slot.left:
             del memory.at_work[_key(batch)]

@@ -191,7 +191,7 @@ def ascend(
         # Where features are whole numbers or groups, the model sees valid points (straight-through).
         point = ball.snap(z).detach().requires_grad_()
         (gradient,) = torch.autograd.grad(loss(ask(point), y).sum(), point)
-        z = ball.advance(z, ball.ascent(gradient), length)
+        z = ball.uphill(z, gradient, length)
     return ball.snap(z).detach()
 
 

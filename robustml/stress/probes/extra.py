@@ -141,5 +141,5 @@ def _against(twin: Meter, ball: Ball, start: Tensor, y: Tensor) -> Tensor:
         size = gradient.abs().flatten(1).mean(1).clamp_min(1e-30)
         velocity = velocity + gradient / size.view(-1, *[1] * (z.ndim - 1))
         length = 2.0 * ball.eps * (1 - step / _TRANSFER_STEPS) ** 2
-        z = ball.advance(z, ball.ascent(velocity), length)
+        z = ball.uphill(z, velocity, length)
     return ball.snap(z).detach()
