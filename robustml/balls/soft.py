@@ -10,6 +10,7 @@ from .waiting import reads_freely
 __all__ = ["headroom", "soft_threshold", "softened"]
 
 _ROUNDS = 20
+_FREE_ROUNDS = 8  # without a bracket
 _TINY = 1e-30
 _ROUNDING = 8  # units in the last place within which a threshold cannot be told from another
 
@@ -39,8 +40,49 @@ def soft_threshold(size: Tensor, room: Tensor, radius: Tensor) -> Tensor:
         room: How much may be left of each feature at most, at least 0, perhaps infinite (n, features).
         radius: Of the ball, at least 0 (n, 1).
     """
-    start = torch.zeros_like(radius)
-    return _closing_in(size, room, radius, start, start, size.amax(1, keepdim=True), rounds=_ROUNDS)
+    start, most = torch.zeros_like(radius), size.amax(1, keepdim=True)
+    if not reads_freely(size):
+        return _closing_in(size, room, radius, start, start, most, rounds=_ROUNDS)
+    at, rows = _newton(size, room, radius)
+    if len(rows):
+        part = (whole.index_select(0, rows) for whole in (size, room, radius, start, start, most))
+        at.index_copy_(0, rows, _closing_in(*part, rounds=_ROUNDS))
+    return at
+
+
+def _newton(size: Tensor, room: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+    """Newton's method from 0 without a bracket: the thresholds (n, 1), and the rows that need one.
+
+    Few do, and a round with a bracket takes twice as many operations.
+    """
+    at = torch.zeros_like(radius)
+    # At 0 less than the radius will do.
+    rows = (torch.minimum(size, room).sum(1) > radius[:, 0]).nonzero()[:, 0]
+    if len(rows) < len(size):
+        size, room, radius = (whole.index_select(0, rows) for whole in (size, room, radius))
+    allowed = radius * (_ROUNDING * torch.finfo(size.dtype).eps)
+    here, left = torch.zeros_like(radius), size
+    kept, free = torch.empty_like(size), torch.empty_like(size)
+    for _ in range(_FREE_ROUNDS):
+        excess = torch.minimum(left, room, out=kept).sum(1, keepdim=True).sub_(radius)
+        going = excess.abs() > allowed
+        left_over = going[:, 0].nonzero()[:, 0]
+        if 2 * len(left_over) <= len(rows):
+            at.index_copy_(0, rows, here)
+            rows = rows.index_select(0, left_over)
+            if not len(rows):
+                break
+            parts = (size, room, radius, allowed, here, excess, left, going)
+            size, room, radius, allowed, here, excess, left, going = (
+                part.index_select(0, left_over) for part in parts
+            )
+            kept, free = kept[: len(rows)], free[: len(rows)]
+        # Only features strictly between 0 and their room change with the threshold.
+        moving = torch.lt(left, room, out=kept).mul_(torch.sign(left, out=free)).sum(1, keepdim=True)
+        # Rows that have arrived stay where they are, whatever becomes of the others.
+        here = torch.where(going, excess.div_(moving.clamp_min_(_TINY)).add_(here), here)
+        left = torch.sub(size, here, out=free).clamp_min_(0)
+    return at, rows
 
 
 def _closing_in(
@@ -61,8 +103,7 @@ def _closing_in(
         above = excess > 0
         low, high = torch.where(above, at, low), torch.where(above, high, at)
         # Only features strictly between 0 and their room change with the threshold.
-        torch.lt(left, room, out=free)
-        moving = torch.linalg.vecdot(free, left.sign_())[:, None]
+        moving = torch.lt(left, room, out=free).mul_(left.sign_()).sum(1, keepdim=True)
         newton = at + excess / moving.clamp_min(_TINY)
         still = (moving > 0) & ((newton - at).abs() <= precision * at) & ~done
         done = done | still

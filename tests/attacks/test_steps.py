@@ -1,4 +1,4 @@
-"""Steps along a gradient, and the halving that finds the largest features."""
+"""Steps along a gradient, and the threshold that the largest features reach."""
 
 import torch
 from hypothesis import given
@@ -15,7 +15,7 @@ ROWS = 5
 
 @st.composite
 def sizes(draw) -> tuple[Tensor, Tensor]:
-    """Values of at least 0 with ties, zeros and clusters that halving does not separate, and counts."""
+    """Values of at least 0 with ties, zeros and clusters, and counts."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
     features = draw(st.sampled_from([1, 2, 7, 60, 784]))
     dtype = draw(st.sampled_from([torch.float32, torch.float64]))

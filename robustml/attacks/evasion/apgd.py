@@ -14,7 +14,7 @@ from ...losses import loss_named
 from ...registry import Access, Logits, attack
 from ...sampling import Streams
 from ...surrogates import Gradient
-from ...threats import Ball, Threat, overwrite_, per_row
+from ...threats import Ball, Threat, overwrite_
 from ..active import Columns, Search
 from ..steps import sparse_ascent
 
@@ -180,9 +180,9 @@ def _halve(state: _State, since: int) -> None:
 
 
 def _return_to_best(state: _State, chosen: Tensor) -> None:
-    rows = per_row(chosen, state.z)
-    state.z = torch.where(rows, state.best, state.z)
-    state.gradient = torch.where(rows, state.best_gradient, state.gradient)
+    # A step has been taken, so that the iterate and its gradient are tensors of their own.
+    overwrite_(state.z, chosen, state.best)
+    overwrite_(state.gradient, chosen, state.best_gradient)
     state.value = torch.where(chosen, state.best_value, state.value)
 
 
