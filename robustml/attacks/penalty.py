@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from ..losses import Loss
-from ..threats import per_row
+from ..threats import overwrite_, reads_freely
 from .active import Columns
 from .nearest import Nearest
 
-__all__ = ["Confident", "Stages", "bisect", "restored", "scaled_margin", "scales"]
+__all__ = ["Confident", "Stages", "bisect", "erase_", "restore_", "scaled_margin", "scales"]
 
 _FACTOR = 10.0  # how fast the weight is raised or lowered until it is bracketed (Carlini & Wagner 2017)
 _SURE = 4.0  # to a weight that sufficed once, for a stage that must not fail
@@ -115,6 +115,9 @@ class Stages(Columns):
         """
         stale = torch.where(self.objective > _STALL * self.reference, self.stale + 1, 0)
         over = (self.age >= steps) | (stale >= _PATIENCE)
+        if reads_freely(over) and not bool(over.any()):
+            self.stale, self.reference = stale, self.objective
+            return over
         solved = self.solved | ~self.left
         ample = torch.where(over & solved, torch.fmin(self.ample, self.weight), self.ample)
         short = torch.where(over & ~solved, torch.fmax(self.short, self.weight), self.short)
@@ -175,12 +178,14 @@ def scaled_margin(scale: Tensor, confidence: float = 0.0, target: Tensor | None 
     """
 
     def loss(logits: Tensor, y: Tensor) -> Tensor:
-        label = logits.gather(1, y[:, None]) + confidence
-        gaps = ((logits - label) * scale).scatter(1, y[:, None], -torch.inf)
-        largest = gaps.amax(1)
-        if target is None:
-            return largest
-        return torch.where(target == y, largest, gaps.gather(1, target[:, None])[:, 0])
+        label, seen = y[:, None], logits.detach()
+        # Which class it is has no gradient, and to differentiate the choice takes long.
+        gaps = ((seen - (seen.gather(1, label) + confidence)) * scale).scatter_(1, label, -torch.inf)
+        chosen = gaps.argmax(1, keepdim=True)
+        if target is not None:
+            chosen = torch.where(target[:, None] == label, chosen, target[:, None])
+        gap = logits.gather(1, chosen) - logits.gather(1, label)
+        return ((gap - confidence if confidence else gap) * scale.gather(1, chosen))[:, 0]
 
     return loss
 
@@ -203,7 +208,17 @@ def bisect(search: Nearest, rounds: int) -> None:
         low, high = torch.where(hit, low, middle), torch.where(hit, middle, high)
 
 
-def restored(search: Nearest, otherwise: Tensor) -> Tensor:
-    """The perturbation of the nearest adversarial point, another (n, features) where there is none."""
-    known = per_row(search.reached < torch.inf, otherwise)
-    return torch.where(known, search.ball.delta(search.best), otherwise)
+def restore_(search: Nearest, delta: Tensor, rows: Tensor) -> None:
+    """Put the nearest adversarial point, where there is one, into rows bool (n,) of perturbations (n, features)."""
+    overwrite_(delta, rows & (search.reached < torch.inf), search.ball.delta(search.best))
+
+
+def erase_(rows: Tensor, *tensors: Tensor) -> None:
+    """Set rows bool (n,) of some tensors (n, features) to 0."""
+    # To write by a mask takes a CPU ten times as long as to write to places.
+    places = rows.nonzero()[:, 0] if reads_freely(rows) else None
+    for tensor in tensors:
+        if places is None:
+            tensor.masked_fill_(rows[:, None], 0.0)
+        else:
+            tensor.index_fill_(0, places, 0.0)

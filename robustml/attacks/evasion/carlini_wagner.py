@@ -11,8 +11,8 @@ from torch import Tensor
 from ...registry import Access, Logits, attack
 from ...sampling import Streams
 from ...surrogates import Gradient
-from ...threats import Threat
-from ..penalty import Confident, Stages, bisect, restored, scaled_margin, scales
+from ...threats import Threat, reads_freely
+from ..penalty import Confident, Stages, bisect, erase_, restore_, scaled_margin, scales
 
 _BETA1, _BETA2 = 0.9, 0.999  # Adam, as in the paper
 # The paper's x = tanh(w) has no slope at the ends of the range, so that a pixel that lies there never moves.
@@ -21,6 +21,7 @@ _WIDER = 0.5
 _FLATTEST = 1 - 1 / (1 + _WIDER) ** 2
 _LAST = 0.1  # the length of the steps of the last stage, relative to that of the others
 _WIDE = 1e3
+_ALIKE = 1 + 1e-5  # by no more than this factor do ranges differ that are taken for the same
 _TINY = 1e-30
 _REFINE = 4  # forward passes that move the result to the boundary
 
@@ -36,12 +37,9 @@ class _State(Stages):
     first: Tensor
     second: Tensor
     """Adam's moments."""
-    low: Tensor
-    high: Tensor
-    """The range of the perturbation."""
     offset: Tensor
     inverse: Tensor
-    """What turns a perturbation into the tanh of the paper (n, features)."""
+    """What turns a perturbation into the tanh of the paper: (n, features), `inverse` perhaps (n, 1)."""
     length: Tensor
     """How far the boundary seems to be (n,)."""
 
@@ -88,11 +86,14 @@ def carlini_wagner(
     search.confidence = confidence
     smooth = gradient == "smooth"
     state = _begin(search, smooth=smooth)
+    paces = _paces(steps, step_size, state.delta)
     for step in range(binary_steps * steps):
         objective = scaled_margin(state.scale, confidence, state.target)
         point = search.ball.point(state.delta)
+        # What the range leaves of it.
+        state.delta = search.ball.delta(point)
         value, slope = search.climb(point, objective, smooth=smooth)
-        _descend(state, value, search.ball.slope(slope), steps, step_size)
+        _descend(state, value, search.ball.slope(slope), paces)
         if (step + 1) % Stages.period(steps) == 0:
             _turn(state, search, steps, binary_steps)
         if not search.prune(step, state, done=state.stage >= binary_steps):
@@ -109,6 +110,10 @@ def _begin(search: Confident, *, smooth: bool) -> _State:
     wide = _WIDE * length[:, None]
     bottom, top = low.clamp_min(-wide), high.clamp_max(wide)
     half = (top - bottom).clamp_min(_TINY) * ((1 + _WIDER) / 2)
+    inverse = 1 / half
+    if reads_freely(inverse) and bool((inverse.amax(1) <= inverse.amin(1) * _ALIKE).all()):
+        # All features have the same range, and every array that a step need not read counts.
+        inverse = inverse[:, :1]
     return _State(
         # With this weight the minimum would lie on the boundary if that were a plane.
         **vars(Stages.begin(2 * length)),
@@ -117,40 +122,43 @@ def _begin(search: Confident, *, smooth: bool) -> _State:
         delta=delta,
         first=torch.zeros_like(delta),
         second=torch.zeros_like(delta),
-        low=low,
-        high=high,
         offset=-(bottom + top) / (2 * half),
-        inverse=1 / half,
+        inverse=inverse,
         length=length,
     )
 
 
-def _descend(state: _State, value: Tensor, slope: Tensor, steps: int, step_size: float) -> None:
-    """One step of Adam in the variable whose curve the perturbation follows."""
-    missing = (-value).clamp_min(0)
-    state.note(torch.linalg.vecdot(state.delta, state.delta) + state.weight * missing, value > 0)
-    # The step of tanh(w) to first order, which is enough for its length; what is constant for a feature
-    # cancels out of Adam.
-    place = torch.addcmul(state.offset, state.delta, state.inverse)
-    steep = torch.addcmul(place.new_ones(()), place, place, value=-1).clamp_min_(_FLATTEST)
-    active = state.weight * (value <= 0) / 2
-    pull = torch.addcmul(state.delta, slope, active[:, None], value=-1).mul_(steep)
-    state.first.lerp_(pull, 1 - _BETA1)
-    state.second.mul_(_BETA2).addcmul_(pull, pull, value=1 - _BETA2)
-    age = state.age.to(pull.dtype)
+def _paces(steps: int, step_size: float, like: Tensor) -> Tensor:
+    """The length of the steps of a stage by their number, from 1, relative to the distance of the boundary."""
+    age = torch.arange(steps + Stages.period(steps) + 1, dtype=torch.float64).clamp_min_(1)
     even = (1 - _BETA2**age).sqrt() / (1 - _BETA1**age)
     decay = (1 + torch.cos(math.pi * age / steps)) / 2
-    size = -step_size * state.length / math.sqrt(pull.shape[1]) * even * decay
-    down = steep.mul_(state.first).mul_(size[:, None]).div_(state.second.sqrt().add_(_TINY))
-    state.delta = down.add_(state.delta).clamp_(state.low, state.high)
+    return (step_size / math.sqrt(like.shape[1]) * even * decay).to(like)
+
+
+def _descend(state: _State, value: Tensor, slope: Tensor, paces: Tensor) -> None:
+    """One step of Adam in the variable whose curve the perturbation follows; it overwrites `slope`."""
+    delta, weight = state.delta, state.weight
+    square = torch.linalg.vector_norm(delta, dim=1).square_()
+    state.note(torch.addcmul(square, weight, value.clamp_max(0), value=-1), value > 0)
+    # The step of tanh(w) to first order, which is enough for its length; what is constant for a feature
+    # cancels out of Adam.
+    place = torch.addcmul(state.offset, delta, state.inverse)
+    steep = torch.addcmul(place.new_ones(()), place, place, value=-1, out=place).clamp_min_(_FLATTEST)
+    active = weight * (value <= 0)
+    pull = torch.addcmul(delta, slope, active[:, None], value=-0.5, out=slope).mul_(steep)
+    state.first.lerp_(pull, 1 - _BETA1)
+    state.second.mul_(_BETA2).addcmul_(pull, pull, value=1 - _BETA2)
+    down = torch.add(state.second, _TINY, out=pull).rsqrt_().mul_(state.first).mul_(steep)
+    delta.addcmul_(down, (paces[state.age] * state.length)[:, None], value=-1)
 
 
 def _turn(state: _State, search: Confident, steps: int, stages: int) -> None:
     over = state.turn(steps, stages)
-    rows = over[:, None]
-    state.delta = torch.where(rows, restored(search, state.delta), state.delta)
-    state.first.masked_fill_(rows, 0.0)
-    state.second.masked_fill_(rows, 0.0)
+    if reads_freely(over) and not bool(over.any()):
+        return
+    restore_(search, state.delta, over)
+    erase_(over, state.first, state.second)
     state.target = torch.where(over, search.y, state.target)
     known = over & (search.reached < torch.inf)
     share = torch.where(state.stage == stages - 1, _LAST, 1.0)

@@ -23,6 +23,7 @@ _SIGMA = 1e-3  # below its square root a change hardly counts as one, beyond it 
 _RATE = (1.0, 0.1)  # the first and the last step, as a share of a feature's range
 _CHANGE = 0.01  # of the threshold, per step and as a share of the rate
 _BETAS = (0.9, 0.999)
+_FLOOR = 1e-8  # of the root of the mean square, in Adam
 _TINY = 1e-12
 
 
@@ -110,26 +111,34 @@ def _begin(search: Nearest, classes: int, threshold: float, *, smooth: bool) -> 
 def _advance(search: Nearest, state: _State, step: int, steps: int, *, smooth: bool) -> None:
     """Equations 3 to 5: a step down the penalty and the count, and what is too small for a change goes."""
     before = search.reached
-    point = search.ball.point(state.share * state.width)
+    share = state.share
+    work = share * state.width
+    point = search.ball.point(work)
     lead, gradient = search.climb(point, scaled_margin(state.scale), smooth=smooth)
     success = (lead > 0) | (search.reached < before)
     ascent = search.ball.slope(gradient).mul_(state.width)
-    ascent.mul_((~success)[:, None].to(ascent.dtype))
-    descent = state.share * (2 * _SIGMA / ascent.shape[1])
-    descent.div_((state.share.square() + _SIGMA).square_()).sub_(ascent)
-    descent /= descent.abs().amax(1, keepdim=True).clamp_min(_TINY)
+    # The slope of the count, up to a factor by which the penalty is divided: only the direction matters.
+    descent = torch.square(share, out=work).add_(_SIGMA).square_()
+    torch.div(share, descent, out=descent)
+    relative = (~success) * (ascent.shape[1] / (2 * _SIGMA))
+    descent.addcmul_(ascent, relative[:, None].to(ascent.dtype), value=-1)
+    # The absolute values would have to be written first.
+    peak = torch.maximum(descent.amax(1, keepdim=True), -descent.amin(1, keepdim=True))
+    descent *= peak.clamp_min(_TINY).reciprocal_()
     rate = _RATE[1] + (_RATE[0] - _RATE[1]) * (1 + math.cos(math.pi * step / steps)) / 2
-    share = _adam(state, descent, step, rate)
-    share = torch.minimum(torch.maximum(share, state.low), state.high)
+    _adam(state, descent, step, rate)
+    share.clamp_(state.low, state.high)
     change = torch.where(success, _CHANGE * rate, -_CHANGE * rate)
     state.threshold = (state.threshold + change).clamp(0, 1)
-    kept = torch.empty_like(share)
-    torch.gt(share.abs(), state.threshold[:, None], out=kept)
-    state.share = kept.mul_(share)
+    kept = torch.abs(share, out=work)
+    share.mul_(torch.gt(kept, state.threshold[:, None], out=kept))
 
 
-def _adam(state: _State, descent: Tensor, step: int, rate: float) -> Tensor:
+def _adam(state: _State, descent: Tensor, step: int, rate: float) -> None:
+    """Move the shares; it overwrites `descent`."""
     state.first.lerp_(descent, 1 - _BETAS[0])
     state.second.mul_(_BETAS[1]).addcmul_(descent, descent, value=1 - _BETAS[1])
-    spread = state.second.sqrt().div_(math.sqrt(1 - _BETAS[1] ** step)).add_(1e-8)
-    return torch.addcdiv(state.share, state.first, spread, value=-rate / (1 - _BETAS[0] ** step))
+    # The mean of the squares starts at 0, for which the length of the step makes up.
+    even = math.sqrt(1 - _BETAS[1] ** step)
+    inverse = torch.add(state.second, (_FLOOR * even) ** 2, out=descent).rsqrt_()
+    state.share.addcmul_(inverse, state.first, value=-rate * even / (1 - _BETAS[0] ** step))
