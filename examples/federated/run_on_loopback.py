@@ -159,6 +159,8 @@ class Federation:
             *("flower-superlink", "--host", "127.0.0.1", "--port", str(self.ports[0])),
             *("--ssl-certfile", "server.crt", "--ssl-keyfile", "server.key", "--ssl-ca-certfile", "ca.crt"),
             *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
+            # Without a database, a SuperLink that is started again knows no key, and its nodes give up.
+            *("--database", str(self.folder / "superlink.db")),
         )
         healthy(f"https://{address}", authority, self.until)
         return process

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 import statistics
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,8 +90,13 @@ class Server:
         """Go through the rounds.
 
         Raises:
-            RunError: if too few clients come, the budget of privacy is spent, or no round changes the model.
+            RunError: if too few clients come, the budget of privacy is spent, no round changes the model, or
+                another server is at work in the folder.
         """
+        with _alone(self.out):
+            self._run(grid)
+
+    def _run(self, grid: Any) -> None:
         self.names |= {
             node: int(str(context.node_config["partition-id"])) for node, context in self.contexts.items()
         }
@@ -228,6 +235,35 @@ class Server:
         if self.show:
             sys.stderr.write(shown(entry) + "\n")
             sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def _alone(folder: Path | None) -> Iterator[None]:
+    """While this lasts, no other server works in a folder: one that lost its SuperLink may still live.
+
+    The lock ends with the process, however that ends. Where folders cannot be locked, there is none.
+
+    Raises:
+        RunError: if another one does.
+    """
+    if folder is None or os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"another server is at work in {str(folder)!r}; end it, then resume") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 def _line(entry: Round) -> str:

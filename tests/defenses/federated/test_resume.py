@@ -143,6 +143,32 @@ def test_a_server_whose_clients_live_elsewhere_goes_on_too(tmp_path) -> None:
     assert torch.equal(state["0.weight"], whole.model.module[0].weight)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="folders are not locked there")
+def test_two_servers_do_not_work_in_one_folder(tmp_path) -> None:
+    """One whose SuperLink has died may still be alive when the run is submitted again."""
+    out = tmp_path / "run"
+    said: list[str] = []
+
+    def meanwhile(honest):
+        def app(message, context):
+            with pytest.raises(rml.RunError, match="another server is at work in .*run"):
+                run(rounds=2, out=out, resume=True)
+            said.append((out / "log.jsonl").read_text())
+            return honest(message, context)
+
+        return app
+
+    done = run(rounds=1, out=out, hostile={1: meanwhile})
+    # The second one has not touched the log.
+    assert [text.count("\n") for text in said] == [1]
+    assert done.history[-1].moved
+    assert sorted(path.name for path in out.iterdir()) == [
+        "federation.safetensors",
+        "log.jsonl",
+        "model.safetensors",
+    ]
+
+
 def test_states_of_all_kinds_come_back() -> None:
     state = RecordDict(
         {
