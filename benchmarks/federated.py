@@ -3,9 +3,10 @@
 Attack by aggregator by heterogeneity, with the price when nobody attacks: 11 clients of which 2 collude,
 6 rounds of one epoch (two for the CNN), 4,000 training and 2,000 test samples of MNIST, three seeds. A
 cell is the accuracy of the final model, with half of an interval over the seeds (Student); after a
-slash, the share of other classes that a backdoor's trigger turns into its target. "price" is what an
-aggregator costs when nobody attacks, against the mean; "worst loss" is what the worst attack takes from
-the accuracy that it has without one. A run with a journal can be interrupted, and goes on from there.
+slash, the share of other classes that a backdoor's trigger turns into its target, and in brackets the
+same of the model that nobody has attacked. "price" is what an aggregator costs when nobody attacks,
+against the mean; "worst loss" is what the worst attack takes from the accuracy that it has without one.
+A run with a journal can be interrupted, and goes on from there.
 """
 
 from __future__ import annotations

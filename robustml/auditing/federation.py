@@ -117,8 +117,10 @@ def stress_federation(
             classes = work.classes
             for name, (kind, options) in _named(aggregators).items():
                 for label, attack in made.items():
-                    key = _key(common, work, label, name)
-                    cell = done.cells.get(key) or work.cell(label, attack, name, kind, options)
+                    # What a trigger does by itself is seen on the model that nobody attacks.
+                    triggers = _triggers(made) if label == "none" else {}
+                    key = _key(common, work, label, name, triggers)
+                    cell = done.cells.get(key) or work.cell(label, attack, name, kind, options, triggers)
                     if key not in done.cells:
                         done.add(key, cell)
                     if tell:
@@ -150,8 +152,16 @@ class _Work:
         # A journal that was written for other data or another beginning is of no use.
         self.begun_with = [model.fingerprint(), held.sha256, *(shard.sha256 for shard in self.shards)]
 
-    def cell(self, label: str, attack: Byzantine, name: str, kind: str, options: Options) -> Cell:
-        """One federation, from its first round to its figures."""
+    def cell(
+        self,
+        label: str,
+        attack: Byzantine,
+        name: str,
+        kind: str,
+        options: Options,
+        triggers: Mapping[str, Backdoor],
+    ) -> Cell:
+        """One federation, from its first round to its figures; what triggers do, which it has not learned."""
         from ..defenses.federated import federate
         from ..defenses.federated.aggregation import aggregation
         from .hostile import Besieged
@@ -175,18 +185,26 @@ class _Work:
             moved = 0
         x, y = self.held.x, self.held.y
         right = int((_answers(model, x) == y).sum())
-        caught = tried = 0
-        if isinstance(attack, Backdoor):
-            marked = attack.trigger(torch.from_numpy(x[y != attack.target])).numpy()
-            caught, tried = int((_answers(model, marked) == attack.target).sum()), len(marked)
-        refused = len(guard.quarantine)
-        return Cell(label, name, self.partition, self.seed, right, len(y), caught, tried, refused, moved)
+        caught, tried = _caught(model, attack, x, y) if isinstance(attack, Backdoor) else (0, 0)
+        figures = (right, len(y), caught, tried, len(guard.quarantine), moved)
+        before = {other: _caught(model, backdoor, x, y) for other, backdoor in triggers.items()}
+        return Cell(label, name, self.partition, self.seed, *figures, baseline=before)
 
     def _drawn(self) -> AbstractContextManager[None]:
         return seeded(torch.device("cpu"), "federated-stress", self.seed)
 
     def _spoiled(self, attack: Byzantine, shard: Dataset, classes: int, number: int) -> tuple[Any, Any]:
         return attack.data(shard.x, shard.y, classes, self.seed * self.clients + number)
+
+
+def _triggers(attacks: Mapping[str, Byzantine]) -> dict[str, Backdoor]:
+    return {name: attack for name, attack in attacks.items() if isinstance(attack, Backdoor)}
+
+
+def _caught(model: Classifier, backdoor: Backdoor, x: Any, y: Any) -> tuple[int, int]:
+    """Samples of other classes that the trigger turns into the target, and how many there are."""
+    marked = backdoor.trigger(torch.from_numpy(x[y != backdoor.target])).numpy()
+    return int((_answers(model, marked) == backdoor.target).sum()), len(marked)
 
 
 def _answers(model: Classifier, x: Any) -> Any:
@@ -202,8 +220,12 @@ def _named(chosen: Chosen) -> dict[str, tuple[str, Options]]:
     return {name: (name, options) for name, options in pairs}
 
 
-def _key(common: Mapping[str, Any], work: _Work, attack: str, aggregator: str) -> str:
+def _key(
+    common: Mapping[str, Any], work: _Work, attack: str, aggregator: str, triggers: Mapping[str, Backdoor]
+) -> str:
     shared = {key: common[key] for key in ("clients", "hostile", "rounds", "settings")}
     own = [common["attacks"][attack], common["aggregators"][aggregator], work.partition, work.seed]
+    if triggers:
+        own.append({name: repr(backdoor) for name, backdoor in triggers.items()})
     text = json.dumps([shared, own, attack, aggregator, work.begun_with], sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -34,7 +34,9 @@ def heat_map(stress: FederatedStress, partition: str, name: str = "matrix") -> s
         for column, attack in enumerate(attacks):
             figure = stress.accuracy(attack, aggregator, partition)
             success = stress.success(attack, aggregator, partition)
-            more = "" if success is None else f", backdoor {success.value:.3f}"
+            baseline = stress.baseline(attack, aggregator, partition)
+            before = "" if baseline is None else f", {baseline.value:.3f} when nobody attacks"
+            more = "" if success is None else f", backdoor {success.value:.3f}{before}"
             hints[f"cell-{row}-{column}"] = f"{aggregator}, {attack}: {figure}{more}"
 
     def draw(axes: Any) -> None:

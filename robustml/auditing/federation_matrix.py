@@ -30,6 +30,8 @@ class Cell:
             trigger, and how many there are; 0 of 0 for an attack without one.
         quarantined: Replies that the guard did not let through.
         moved: Rounds that changed the model.
+        baseline: Where nobody attacks: by the name of each attack with a backdoor, the pair `caught`, `tried`
+            of this model, which has never seen the trigger. Some samples are taken for the target anyhow.
     """
 
     attack: str
@@ -42,6 +44,7 @@ class Cell:
     tried: int
     quarantined: int
     moved: int
+    baseline: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict, hash=False)
 
     @property
     def accuracy(self) -> float:
@@ -61,13 +64,19 @@ class Cell:
             TypeError: for anything else.
             ValueError: for counts that cannot be.
         """
-        cell = cls(**data)
+        read = {name: tuple(pair) for name, pair in dict(data.get("baseline") or {}).items()}
+        cell = cls(**{**data, "baseline": read})
         names = (cell.attack, cell.aggregator, cell.partition)
         counts = (cell.right, cell.total, cell.caught, cell.tried, cell.quarantined, cell.moved)
         if not all(isinstance(name, str) for name in names) or any(type(n) is not int for n in counts):
             raise TypeError("a cell has three names, a seed and six counts")
         if not (0 <= cell.right <= cell.total > 0 and 0 <= cell.caught <= cell.tried) or min(counts) < 0:
             raise ValueError("more samples are right, or caught, than there are")
+        for pair in read.values():
+            if len(pair) != 2 or any(type(n) is not int for n in pair):
+                raise TypeError("a baseline has two counts")
+            if not 0 <= pair[0] <= pair[1]:
+                raise ValueError("more samples are caught without an attack than there are")
         return cell
 
     def __str__(self) -> str:
@@ -118,6 +127,7 @@ class Place:
         lost: By how much the attack lowers it; None where nobody attacks.
         price: By how much it is lower than that of the mean; None under attack, or without the mean.
         success: Of the backdoor; None without one.
+        baseline: What the same trigger does to the model that nobody has attacked; None without one.
         quarantined: Replies that the guard did not let through, of all seeds.
         unmoved: Of how many seeds no round has changed the model.
     """
@@ -129,6 +139,7 @@ class Place:
     lost: Spread | None
     price: Spread | None
     success: Spread | None
+    baseline: Spread | None
     quarantined: int
     unmoved: int
 
@@ -159,6 +170,13 @@ class FederatedStress:
         """Of the backdoor, over seeds; None for an attack without one."""
         found = [c.success for c in self._of(attack, aggregator, partition).values()]
         return self._spread([value for value in found if value is not None]) if None not in found else None
+
+    def baseline(self, attack: str, aggregator: str, partition: str) -> Spread | None:
+        """What a backdoor's trigger does where nobody attacks, over seeds; None if it was not measured."""
+        calm = self._of("none", aggregator, partition)
+        pairs = [cell.baseline.get(attack, (0, 0)) for cell in calm.values()]
+        found = [caught / tried for caught, tried in pairs if tried]
+        return self._spread(found) if len(found) == len(pairs) else None
 
     def lost(self, attack: str, aggregator: str, partition: str) -> Spread:
         """By how much an attack lowers the accuracy, seed by seed."""
@@ -218,7 +236,11 @@ class FederatedStress:
         ]
 
     def table(self) -> str:
-        """The matrix as a Markdown table per partition: accuracy, and a backdoor's success after a slash."""
+        """The matrix as a Markdown table per partition.
+
+        A cell has the accuracy; after a slash, a backdoor's success, and in brackets that of its trigger
+        where nobody attacks.
+        """
         attacks = self.names("attack")
         parts = []
         for partition in self.names("partition"):
@@ -281,6 +303,7 @@ class FederatedStress:
             lost=None if calm else self.lost(*where),
             price=self.price(aggregator, partition) if calm else None,
             success=self.success(*where),
+            baseline=None if calm else self.baseline(*where),
             quarantined=sum(cell.quarantined for cell in cells),
             unmoved=sum(cell.moved == 0 for cell in cells),
         )
@@ -292,4 +315,6 @@ class FederatedStress:
         figure = self.accuracy(attack, aggregator, partition)
         success = self.success(attack, aggregator, partition)
         half = f" ± {(figure.high - figure.low) / 2:.3f}" if figure.count > 1 else ""
-        return f"{figure.value:.3f}{half}" + (f" / {success.value:.2f}" if success else "")
+        baseline = self.baseline(attack, aggregator, partition)
+        before = f" ({baseline.value:.2f})" if baseline else ""
+        return f"{figure.value:.3f}{half}" + (f" / {success.value:.2f}{before}" if success else "")

@@ -16,7 +16,7 @@ from .federation_matrix import FederatedStress, Place, Spread
 __all__ = ["HTML", "JSON", "keep_matrix", "matrix_page", "matrix_table"]
 
 HTML, JSON = "matrix.html", "matrix.json"
-_HEAD = ("partition", "aggregator", "attack", "accuracy", "loss", "price", "backdoor", "refused")
+_HEAD = ("partition", "aggregator", "attack", "accuracy", "loss", "price", "backdoor", "baseline", "refused")
 
 
 def matrix_table(found: FederatedStress) -> str:
@@ -103,7 +103,7 @@ def _rows(found: FederatedStress, partition: str) -> list[_Row]:
 
 
 def _figures(place: Place) -> tuple[Spread | None, ...]:
-    return place.accuracy, place.lost, place.price, place.success
+    return place.accuracy, place.lost, place.price, place.success, place.baseline
 
 
 def _shown(figure: Spread | None) -> str:

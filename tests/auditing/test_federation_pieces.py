@@ -123,6 +123,36 @@ def test_plain_data_say_what_they_are_and_hold_the_figures():
             FederatedStress.from_dict({**data, **wrong})
 
 
+def test_a_backdoor_is_held_against_what_its_trigger_does_by_itself():
+    calm = [Cell("none", "mean", "iid", s, 9, 10, 0, 0, 0, 1, {"x": (s + 1, 8)}) for s in (0, 1)]
+    hit = [Cell("x", "mean", "iid", s, 5, 10, 6, 8, 0, 1) for s in (0, 1)]
+    found = FederatedStress((*calm, *hit), {"classes": 10})
+    assert found.baseline("x", "mean", "iid").value == pytest.approx(1.5 / 8)
+    assert found.baseline("none", "mean", "iid") is None
+    data = json.loads(json.dumps(found.to_dict()))
+    assert FederatedStress.from_dict(data) == found
+    assert [figure["baseline"] and figure["baseline"]["value"] for figure in data["figures"]] == [
+        None,
+        0.1875,
+    ]
+    assert f"{found.success('x', 'mean', 'iid')}  {found.baseline('x', 'mean', 'iid')}" in matrix_table(found)
+    assert "0.75 (0.19)" in found.table()
+    page = matrix_page(found, {})
+    assert f"baseline {found.baseline('x', 'mean', 'iid')}" in page
+    assert "backdoor 0.750, 0.188 when nobody attacks" in page
+    # A matrix of before has none.
+    for cell in data["cells"]:
+        del cell["baseline"]
+    assert FederatedStress.from_dict(data).baseline("x", "mean", "iid") is None
+    # Where the trigger had nothing to turn, nothing was measured.
+    data["cells"][0]["baseline"], data["cells"][1]["baseline"] = {"x": [0, 0]}, {"x": [1, 2]}
+    assert FederatedStress.from_dict(data).baseline("x", "mean", "iid") is None
+    for wrong in ({"x": [3, 2]}, {"x": [1]}, {"x": ["a", 2]}, {"x": [-1, 2]}):
+        data["cells"][0]["baseline"] = wrong
+        with pytest.raises(InputError, match="stress matrix"):
+            FederatedStress.from_dict(data)
+
+
 def test_the_table_has_a_line_per_place_with_every_interval():
     found = matrix()
     lines = matrix_table(found).splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -70,6 +71,15 @@ def test_attacks_break_the_mean_and_not_the_trimmed_mean(found):
     assert found.lost("sign-flip", "trimmed-mean", "iid").value < 0.05
     assert found.success("replacement", "trimmed-mean", "iid").value < 0.2
     assert found.success("sign-flip", "mean", "iid") is None
+    assert found.baseline("sign-flip", "mean", "iid") is None
+    for rule in AGGREGATORS:
+        # The trigger does something to models that have never seen it, and that is measured on those.
+        assert 0 <= found.baseline("replacement", rule, "iid").value < 0.2
+        calm = [c for c in found.cells if c.attack == "none" and c.aggregator == rule]
+        assert [cell.success for cell in calm] == [None, None]
+        assert all(cell.baseline.keys() == {"replacement"} for cell in calm)
+        assert all(c.baseline["replacement"][1] == sum(blobs(1, 300)[1] != 1) for c in calm)
+    assert all(not cell.baseline for cell in found.cells if cell.attack != "none")
     assert found.worst("mean", "iid")[0] in {"sign-flip", "replacement"}
     assert abs(found.price("trimmed-mean", "iid").value) < 0.05
     assert found.price("mean", "iid").value == 0
@@ -90,7 +100,9 @@ def test_it_is_the_same_on_repeat_and_goes_on_from_a_journal(found, tmp_path):
     file = tmp_path / "journal.jsonl"
     few = {"attacks": {"sign-flip": ATTACKS["sign-flip"]}, "seeds": [1]}
     first = stress(**few, journal=file)
-    assert all(cell in found.cells for cell in first.cells)
+    # No backdoor is in this matrix, so that there is none to hold against anything.
+    whole = [dataclasses.replace(cell, baseline={}) for cell in found.cells]
+    assert all(cell in whole for cell in first.cells)
     lines = file.read_text().splitlines()
     assert len(lines) == 4
     # What is in the journal is believed, and not done again.
@@ -100,9 +112,13 @@ def test_it_is_the_same_on_repeat_and_goes_on_from_a_journal(found, tmp_path):
     again = stress(**few, journal=file)
     assert again.cells[0].right == 7 and again.cells[1:] == first.cells[1:]
     assert len(file.read_text().splitlines()) == 4
+    # A backdoor that joins them is measured without an attack, too: once more under each aggregator.
+    joined = stress(attacks={k: ATTACKS[k] for k in ("sign-flip", "replacement")}, seeds=[1], journal=file)
+    assert len(file.read_text().splitlines()) == 8
+    assert joined.baseline("replacement", "mean", "iid") is not None
     # Of other data it says nothing.
     other = stress(**few, journal=file, clients=10)
-    assert len(file.read_text().splitlines()) == 8 and other.cells[0].right != 7
+    assert len(file.read_text().splitlines()) == 12 and other.cells[0].right != 7
 
 
 def test_the_table_and_plain_data(found):

@@ -60,6 +60,8 @@ def test_digits_from_one_command_to_a_table_a_page_and_data(command, tmp_path, m
     for line, place in zip(table[1:7], found.places(), strict=True):
         assert re.split(r"\s{2,}", line)[:4] == ["iid", place.aggregator, place.attack, str(place.accuracy)]
     assert str(found.success("replacement", "mean", "iid")) in table[3]
+    assert str(found.baseline("replacement", "mean", "iid")) in table[3]
+    assert found.baseline("replacement", "mean", "iid").value < 0.3
     assert str(found.price("trimmed-mean", "iid")) in table[4]
     assert "6/6 iid, seed 0, trimmed-mean, replacement: accuracy " in done.err
     check_page(Path("out/matrix.html").read_text(), found)
@@ -73,6 +75,7 @@ def check_page(page: str, found: FederatedStress) -> None:
         assert str(place.accuracy) in page
         assert f"{place.aggregator}, {place.attack}: {place.accuracy}" in page
     assert f"backdoor {found.success('replacement', 'mean', 'iid')}" in page
+    assert f"baseline {found.baseline('replacement', 'mean', 'iid')}" in page
 
 
 def test_json_alone_and_nothing_left_behind_without_a_folder(command, ready) -> None:
