@@ -28,6 +28,7 @@ _KEPT = 0.9
 _BACK = 1.04
 _REFINE = 3  # forward passes that move the result to the boundary
 _RANKED = 9  # classes among which the nearest are chosen, at least
+_ROUNDS = 7  # in search of the shortest way to a plane under L1
 _TINY = 1e-30
 
 
@@ -128,20 +129,21 @@ def _step(state: _State, norm: str, lead: Tensor, slope: Tensor, success: Tensor
     kept = 1 - (1 - _KEPT) * success.to(lead.dtype)
     base = state.delta * kept[:, None]
     rise = level - kept * risen
-    whole, near = planes.turned(level), planes.turned(rise)
-    whole_way = whole.reach(whole.room(state.low, state.high), level.abs())
-    near_way = near.reach(near.room(state.low - base, state.high - base), rise.abs())
+    whole_turn, near_turn = 1.0 - 2.0 * (level < 0), 1.0 - 2.0 * (rise < 0)
+    whole_way = planes.reach(planes.room(state.low, state.high, whole_turn), level.abs(), _ROUNDS)
+    near_room = planes.room(state.low - base, state.high - base, near_turn)
+    near_way = planes.reach(near_room, rise.abs(), _ROUNDS)
     near_size, whole_size = _size(norm, near_way), _size(norm, whole_way)
     share = (near_size / (near_size + whole_size).clamp_min(_TINY)).clamp_max(_TOWARDS_INPUT)
     beyond = torch.where(rise < 0, _BACK, _BEYOND)
-    near_way.mul_(near.sign).mul_((beyond * (1 - share))[:, None])
-    whole_way.mul_(whole.sign).mul_((_BEYOND * share)[:, None])
-    base.mul_((1 - share)[:, None]).add_(near_way).add_(whole_way)
-    return torch.clamp(base, state.low, state.high)
+    near_way.mul_((near_turn * beyond * (1 - share))[:, None])
+    near_way.add_(whole_way.mul_((whole_turn * _BEYOND * share)[:, None]))
+    base.mul_((1 - share)[:, None]).addcmul_(near_way, planes.sign)
+    return torch.clamp(base, state.low, state.high, out=base)
 
 
 def _size(norm: str, way: Tensor) -> Tensor:
-    """The length of changes that are all at least 0: (n,)."""
+    """The length of changes that are all at least 0, apart from their signs: (n,)."""
     if norm == "l2":
         length: Tensor = torch.linalg.vector_norm(way, dim=1)
         return length
