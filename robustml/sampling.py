@@ -94,8 +94,8 @@ class Streams:
 
     def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Draw from the standard normal distribution: (n, *shape)."""
-        # Midpoints of 2**52 cells of (-1, 1): exact in float64, symmetric, and never at an end, where the inverse
-        # of the error function is infinite. It is that of the distribution function, in half the time.
+        # Midpoints of 2**52 cells of (-1, 1): exact in float64, symmetric, and never at an end, where the
+        # inverse of the error function is infinite. That of the distribution function takes twice as long.
         centred = _shift_right(self.bits(*shape), 12).to(torch.float64).add_(0.5).mul_(2.0**-51).sub_(1.0)
         normal: Tensor = torch.erfinv(centred).mul_(math.sqrt(2.0))
         return normal.to(dtype)

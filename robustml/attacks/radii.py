@@ -95,7 +95,7 @@ def shrink(norm: str, delta: Tensor, radius: Tensor, slope: Tensor, low: Tensor,
         high: Highest value of each feature (n, features).
     """
     if norm == "l1":
-        return softened(delta, headroom(delta, low, high), radius[:, None])
+        return softened(delta, headroom(delta, -low, high), radius[:, None])
     delta = torch.minimum(torch.maximum(delta, low), high)
     limit = radius[:, None]
     if norm == "linf":

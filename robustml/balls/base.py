@@ -42,6 +42,7 @@ class Ball(ABC):
         self.eps = threat.eps * (1 - _INSET)
         self._radius: float | Tensor = self.eps
         self._room: tuple[Tensor, Tensor] | None = None
+        self._ends: tuple[Tensor, Tensor] | None = None
         self._absorbing: bool | None = None
         inputs = threat.inputs
         self._inputs = inputs
@@ -72,7 +73,7 @@ class Ball(ABC):
         """The ball around some of the inputs."""
         clone = self._copy()
         clone.x, clone.lower, clone.upper = self.x[rows], self.lower[rows], self.upper[rows]
-        clone._room = None
+        clone._room = clone._ends = None
         if isinstance(self._radius, Tensor):
             clone._radius = self._radius[rows]
         return clone
@@ -126,7 +127,10 @@ class Ball(ABC):
         """How far each coordinate may go in the direction that it already has, in units of the scale."""
         if self._inputs is None:
             return torch.full_like(delta, torch.inf)
-        return headroom(delta, *self.room())
+        if self._ends is None:
+            low, high = self.room()
+            self._ends = -low, high
+        return headroom(delta, *self._ends)
 
     def _limit(self, delta: Tensor) -> Tensor:
         """The radius of each row, to compare with: (n, 1)."""
@@ -341,7 +345,9 @@ def overwrite_(target: Tensor, mask: Tensor, source: Tensor) -> None:
     if not reads_freely(target):
         # Asking which rows they are would stall the device.
         torch.where(per_row(mask, target), source, target, out=target)
-    elif len(places := mask.nonzero()[:, 0]):
+    elif len(places := mask.nonzero()[:, 0]) == len(target):
+        target.copy_(source)
+    elif len(places):
         target.index_copy_(0, places, source.index_select(0, places))
 
 

@@ -39,7 +39,7 @@ class LinfBall(Ball):
         ball = super().resized(radius)
         reach = per_row(radius, self.x)
         reach = reach if self._scale is None else reach * self._scale
-        ball._room = None
+        ball._room = ball._ends = None
         ball.lower = torch.maximum(self.lower, self.x - reach)
         ball.upper = torch.minimum(self.upper, self.x + reach)
         return ball

@@ -12,6 +12,7 @@ __all__ = ["scaled"]
 _ROUNDS = 12
 _TINY = 1e-12  # a radius below it, 0 above all, is worked out at this size: squares must not underflow
 _ROUNDING = 8  # units in the last place within which a square cannot be told from another
+_FEW = 4  # to copy rows out pays once no more than one in so many is left
 _LEAST = 1e-6  # a round lowers the square of the factor to no less than this share of it
 
 
@@ -37,7 +38,7 @@ def scaled(delta: Tensor, low: Tensor, high: Tensor, radius: Tensor | float) -> 
         return _closing_in(delta, low, high, radius, at, rounds=_ROUNDS)
     # Asking costs nothing here, and few rows may be left that need the work.
     rows = (length > radius).nonzero()[:, 0]
-    if 2 * len(rows) > len(out):
+    if _FEW * len(rows) > len(out):
         return _closing_in(delta, low, high, radius, at, rounds=_ROUNDS)
     if len(rows):
         part = (whole.index_select(0, rows) for whole in (delta, low, high, radius, at))
@@ -63,7 +64,7 @@ def _closing_in(
         moving = (_norm(torch.eq(out, free, out=free).mul_(out)) / unit).square_()
         factor = (1 + (1 - square) / moving).clamp_min_(_LEAST).sqrt_()
         at = torch.where(done, at, at * factor)
-        if rows is not None and turn < rounds and 2 * len(rows) <= len(out):
+        if rows is not None and turn < rounds and _FEW * len(rows) <= len(out):
             part = (whole.index_select(0, rows) for whole in (delta, low, high, radius, at))
             rest = _closing_in(*part, rounds=rounds - turn)
             return _shortened(out, square, radius).index_copy_(0, rows, rest)

@@ -10,21 +10,22 @@ from .waiting import reads_freely
 __all__ = ["headroom", "soft_threshold", "softened"]
 
 _ROUNDS = 20
+_FEW = 3  # to copy rows out pays once no more than one in so many is left
 _FREE_ROUNDS = 8  # without a bracket
 _TINY = 1e-30
 _ROUNDING = 8  # units in the last place within which a threshold cannot be told from another
 
 
-def headroom(delta: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def headroom(delta: Tensor, down: Tensor, up: Tensor) -> Tensor:
     """How far each feature may go in the direction that it already has: (n, features).
 
     Args:
         delta: Perturbations (n, features).
-        low, high: The ends of each one's range, finite (n, features).
+        down, up: How far each may go in either direction, finite and at least 0 (n, features).
     """
     # A comparison that writes numbers: choosing by a mask costs many times as much.
-    up = torch.gt(delta, 0, out=torch.empty_like(delta))
-    return torch.lerp(-low, high, up, out=up)
+    rises = torch.gt(delta, 0, out=torch.empty_like(delta))
+    return torch.lerp(down, up, rises, out=rises)
 
 
 def soft_threshold(size: Tensor, room: Tensor, radius: Tensor) -> Tensor:
@@ -67,7 +68,7 @@ def _newton(size: Tensor, room: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]
         excess = torch.minimum(left, room, out=kept).sum(1, keepdim=True).sub_(radius)
         going = excess.abs() > allowed
         left_over = going[:, 0].nonzero()[:, 0]
-        if 2 * len(left_over) <= len(rows):
+        if _FEW * len(left_over) <= len(rows):
             at.index_copy_(0, rows, here)
             rows = rows.index_select(0, left_over)
             if not len(rows):
