@@ -17,8 +17,10 @@ __all__ = ["Grid", "Span", "bumps", "spans"]
 # The window's share is halved after these moves of 10,000 (Andriushchenko et al. 2020, section 5).
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _PAPER_QUERIES = 10_000
-# Random numbers are drawn for this many moves at a time: enough to make their cost vanish.
+# Random numbers are drawn, and what lies in the windows is looked up, for this many moves at a time: enough
+# to make their cost vanish, but for fewer moves where windows are large, which would take too much memory.
 _AHEAD = 64
+_AREA = 1024
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,26 @@ class Span:
         sides = torch.tensor(places + [2] * coins, device=self.offsets.device)
         return streams.integers(sides, self.moves, len(sides))
 
-    def at(self, row: Tensor, column: Tensor) -> Tensor:
-        """Flat indices of one window per sample: (n, channels * height * width)."""
-        return (row * self.grid.width + column)[:, None] + self.offsets
+    def corner(self, row: Tensor, column: Tensor) -> Tensor:
+        """The flat index, in the first channel, of windows whose row and column are given."""
+        return row * self.grid.width + column
+
+    def at(self, corner: Tensor) -> Tensor:
+        """Flat indices of the windows at corners of any shape: (*shape, channels * height * width)."""
+        return corner[..., None] + self.offsets
+
+    def ahead(self, values: Tensor, corners: Tensor) -> Tensor:
+        """What lies in the windows of all moves: (n, moves, ..., channels * height * width).
+
+        It is laid out move by move, since each of them reads its own part.
+
+        Args:
+            values: Of the features (n, features).
+            corners: Of the windows (n, moves, ...).
+        """
+        places = self.at(corners)
+        found = values.gather(1, places.flatten(1)).view_as(places)
+        return found.transpose(0, 1).contiguous().transpose(0, 1)
 
 
 def spans(
@@ -93,11 +112,13 @@ def spans(
     move = 0
     while move < queries - 1:
         halvings = _halvings(move, queries)
-        end = move + 1
-        while end < min(queries - 1, move + _AHEAD) and _halvings(end, queries) == halvings:
-            end += 1
         height, width = grid.window(p / 2**halvings, smallest=smallest, odd=odd)
-        yield Span(grid, height, width, end - move, grid.corner(height, width, device))
+        corner = grid.corner(height, width, device)
+        ahead = min(max(_AREA // len(corner), 1), _AHEAD)
+        end = move + 1
+        while end < min(queries - 1, move + ahead) and _halvings(end, queries) == halvings:
+            end += 1
+        yield Span(grid, height, width, end - move, corner)
         move = end
 
 

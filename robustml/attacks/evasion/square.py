@@ -10,7 +10,7 @@ from torch import Tensor
 from ...losses import Loss, loss_named
 from ...registry import Access, Logits, attack
 from ...sampling import Streams
-from ...threats import Threat, overwrite_, reads_freely
+from ...threats import Threat, overwrite_, per_row, reads_freely
 from ..active import Columns, Search
 from ..windows import Grid, Span, bumps, spans
 
@@ -64,13 +64,15 @@ class _Painting(Columns):
     value: Tensor
     """Its loss (n,)."""
     corners: Tensor
-    """The lowest corner of the ball, then the highest: (n, 2 * features)."""
-    draws: Tensor
-    """Row, column and the colour of each channel, for every move of a span: (n, moves, 2 + channels)."""
+    """For every move of a span, where the corner of its window lies: (n, moves)."""
+    colors: Tensor
+    """The colors that it takes (n, moves, window)."""
+    opposite: Tensor
+    """The opposite ones, for a window that has its colors already."""
 
 
 def _run_linf(search: Search, objective: Loss, queries: int, p: float) -> Tensor:
-    """Algorithm 2: from vertical stripes on, windows take their colours from a corner of the ball."""
+    """Algorithm 2: from vertical stripes on, windows take their colors from a corner of the ball."""
     grid, shape = Grid.of(search.x), search.x.shape[1:]
     lower, upper = search.ball.lower, search.ball.upper
     stripes = search.streams.integers(2, grid.channels, 1, grid.width).bool()
@@ -78,12 +80,13 @@ def _run_linf(search: Search, objective: Loss, queries: int, p: float) -> Tensor
     state = _Painting(
         z=start.flatten(1).clone(),
         value=objective(search.look(start), search.y),
-        corners=torch.cat([lower.flatten(1), upper.flatten(1)], dim=1),
-        draws=search.rows,
+        corners=search.rows,
+        colors=search.rows,
+        opposite=search.rows,
     )
     move = 0
     for span in spans(grid, queries, p, start.device, smallest=1, odd=False):
-        state.draws = span.draw(search.streams, windows=1, coins=grid.channels)
+        _mix(state, span, search)
         for turn in range(span.moves):
             if not search.prune(move, state):
                 return state.z.view(-1, *shape)
@@ -92,136 +95,239 @@ def _run_linf(search: Search, objective: Loss, queries: int, p: float) -> Tensor
     return state.z.view(-1, *shape)
 
 
+def _mix(state: _Painting, span: Span, search: Search) -> None:
+    """The windows of all moves of a span and their colors, which are a corner of the ball."""
+    draws = span.draw(search.streams, windows=1, coins=span.grid.channels)
+    state.corners = span.corner(draws[..., 0], draws[..., 1])
+    lower, upper = (
+        span.ahead(corner.flatten(1), state.corners) for corner in (search.ball.lower, search.ball.upper)
+    )
+    # To choose by numbers costs a fraction of what choosing by a mask does, and is exact as well.
+    highest = draws[..., 2:].to(lower.dtype).repeat_interleave(span.height * span.width, dim=2)
+    state.colors, state.opposite = torch.lerp(lower, upper, highest), torch.lerp(upper, lower, highest)
+
+
 def _paint(state: _Painting, span: Span, turn: int, search: Search, objective: Loss) -> None:
-    draws = state.draws[:, turn]
-    window = span.at(draws[:, 0], draws[:, 1])
-    features = state.z.shape[1]
+    window, new = span.at(state.corners[:, turn]), state.colors[:, turn]
     old = state.z.gather(1, window)
-    new = state.corners.gather(1, _in_corner(window, draws[:, 2:], features))
-    # A window that has its colours already would waste the query; with the opposite ones it does not.
-    idle = (new == old).all(1, keepdim=True)
-    if not reads_freely(idle) or bool(idle.any()):
-        new = state.corners.gather(1, _in_corner(window, draws[:, 2:] ^ idle, features))
+    # A window that has its colors already would waste the query; with the opposite ones it does not.
+    idle = (new - old).abs_().sum(1, keepdim=True).eq(0)
+    new = torch.lerp(new, state.opposite[:, turn], idle.to(new.dtype))
     state.z.scatter_(1, window, new)
     value = objective(search.look(state.z.view_as(search.x)), search.y)
     better = value > state.value
-    state.z.scatter_(1, window, torch.where(better[:, None], new, old))
+    state.z.scatter_(1, window, torch.lerp(old, new, better[:, None].to(new.dtype)))
     state.value = torch.where(better, value, state.value)
-
-
-def _in_corner(window: Tensor, highest: Tensor, features: int) -> Tensor:
-    """Where in `corners` the colours of a window lie, given for each channel whether it takes the highest."""
-    by_channel = window.view(*highest.shape, -1)
-    return torch.add(by_channel, highest[:, :, None], alpha=features).flatten(1)
 
 
 @dataclass
 class _Relief(Columns):
     delta: Tensor
-    """The best perturbation in units of the scale, flattened: (n, features)."""
+    """The best perturbation in units of the scale, flattened (n, features); windows are changed in place."""
+    point: Tensor
+    """The point that is asked about, overwritten by every move: (n, *shape)."""
     value: Tensor
-    """Its loss (n,)."""
+    """The loss of the best perturbation (n,)."""
+    unused: Tensor
+    """What the best perturbation leaves of the budget, to the power of the norm's order: (n, 1)."""
+    corners: Tensor
+    """For every move of a span, where the corners lie of the window that is filled and of the one that is
+    cleared: (n, moves, 2)."""
     low: Tensor
-    """The lowest and the highest value that each feature of `delta` may have: (n, features)."""
+    """The lowest and the highest value of a perturbation in the window that is filled: (n, moves, window)."""
     high: Tensor
-    draws: Tensor
-    """Row and column of two windows, orientation and signs, for every move: (n, moves, 5 + channels)."""
+    upright: Tensor
+    """Which of two patterns is raised: (n, moves)."""
+    signs: Tensor
+    """Its sign in each channel: (n, moves, channels, 1)."""
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """What holds for every move of a search under L2 or L1."""
+
+    order: int
+    eps: float
+    channels: int
+    unit: Tensor | None
+    """The unit of each feature, if it is not 1: a number or (*shape)."""
+    ends: tuple[float, float] | None
+    """The range of every feature, where it is known to be the same for all."""
+
+    @classmethod
+    def of(cls, search: Search, grid: Grid) -> _Rules:
+        threat = search.ball.threat
+        order = 1 if threat.norm == "l1" else 2
+        scaled = threat.inputs is not None and threat.inputs.scale != 1.0
+        unit = threat.inputs.like(threat.inputs.scale, search.x) if threat.inputs and scaled else None
+        return cls(order, search.ball.eps, grid.channels, unit, _ends(search))
+
+    @property
+    def budget(self) -> float:
+        return self.eps**self.order
+
+    def power(self, delta: Tensor) -> Tensor:
+        """The sum of the powers over the last axis, which is kept."""
+        return (delta.square() if self.order == 2 else delta.abs()).sum(-1, keepdim=True)
+
+    def root(self, power: Tensor) -> Tensor:
+        return power.sqrt() if self.order == 2 else power
+
+    def length(self, delta: Tensor) -> Tensor:
+        """The norm over the last axis, which is kept."""
+        # The general norm of torch takes ten times as long for order 1.
+        if self.order == 1:
+            return delta.abs().sum(-1, keepdim=True)
+        length: Tensor = torch.linalg.vector_norm(delta, dim=-1, keepdim=True)
+        return length
+
+    def point(self, delta: Tensor, search: Search, out: Tensor, stretch: Tensor) -> None:
+        """Write the valid points that perturbations lead to, made longer by one factor each (n, 1)."""
+        delta = delta.view_as(search.x)
+        step = delta if self.unit is None else delta * self.unit
+        torch.addcmul(search.x, step, per_row(stretch, step), out=out)
+        # Reading the ends of every single feature would take twice as long.
+        if self.ends is None:
+            torch.clamp(out, search.ball.lower, search.ball.upper, out=out)
+        else:
+            out.clamp_(*self.ends)
+
+
+def _ends(search: Search) -> tuple[float, float] | None:
+    lower, upper = search.ball.lower, search.ball.upper
+    if not len(lower) or not reads_freely(lower):
+        return None
+    low, high = float(lower.amin()), float(upper.amax())
+    same = low == float(lower.amax()) and high == float(upper.amin())
+    return (low, high) if same else None
 
 
 def _run_relief(search: Search, objective: Loss, queries: int, p: float) -> Tensor:
     """Algorithm 3, and its version for L1: the budget of one window moves into another."""
-    grid, order = Grid.of(search.x), 1 if search.ball.threat.norm == "l1" else 2
-    low, high = search.ball.room()
-    state = _Relief(delta=_tiles(search, grid, order), value=search.y, low=low, high=high, draws=search.rows)
-    state.delta.mul_(search.ball.eps / _length(state.delta, order).clamp_min(_TINY))
-    _spend(state.delta, state, search.ball.eps, order)
-    state.value = objective(search.look(search.ball.point(state.delta)), search.y)
+    grid = Grid.of(search.x)
+    rules = _Rules.of(search, grid)
+    delta = _tiles(search, grid, rules.order)
+    delta.mul_(rules.eps / rules.length(delta).clamp_min(_TINY))
+    _spend(delta, search, rules)
+    point, rows = search.ball.point(delta), search.rows
+    unused = rules.budget - rules.power(delta)
+    state = _Relief(
+        delta, point, search.y, unused, corners=rows, low=rows, high=rows, upright=rows, signs=rows
+    )
+    state.value = objective(search.look(point), search.y)
     move = 0
-    for span in spans(grid, queries, p, search.x.device, smallest=3, odd=True):
-        state.draws = span.draw(search.streams, windows=2, coins=1 + grid.channels)
-        patterns = bumps(span.height, span.width, search.x, order)
+    for span in spans(grid, queries, p, point.device, smallest=3, odd=True):
+        draws = span.draw(search.streams, windows=2, coins=1 + grid.channels)
+        state.corners = span.corner(draws[..., 0:4:2], draws[..., 1:4:2])
+        state.low, state.high = (span.ahead(end, state.corners[..., 0]) for end in search.ball.room())
+        state.upright, state.signs = draws[..., 4], (2 * draws[..., 5:, None] - 1).to(delta.dtype)
+        patterns = bumps(span.height, span.width, delta, rules.order)
         for turn in range(span.moves):
             if not search.prune(move, state):
                 return search.ball.point(state.delta)
-            delta = _shift(state, span, turn, patterns, search.ball.eps, order)
-            value = objective(search.look(search.ball.point(delta)), search.y)
-            better = value > state.value
-            overwrite_(state.delta, better, delta)
-            state.value = torch.where(better, value, state.value)
+            _shift(state, span, turn, patterns, search, objective, rules)
             move += 1
     return search.ball.point(state.delta)
 
 
-def _shift(state: _Relief, span: Span, turn: int, patterns: Tensor, eps: float, order: int) -> Tensor:
-    """Clear one window and raise a bump in another, of the length that this makes free: (n, features)."""
-    draws = state.draws[:, turn]
-    here, there = span.at(draws[:, 0], draws[:, 1]), span.at(draws[:, 2], draws[:, 3])
-    channels = span.grid.channels
-    by_channel = (len(draws), channels, span.height * span.width)
-    signs = (2 * draws[:, 5:, None] - 1).to(state.delta.dtype)
-    unused = (eps**order - _powers(state.delta, order).sum(1)).clamp_min(0)[:, None, None]
-    old = state.delta.gather(1, here).view(by_channel)
-    cleared = state.delta.gather(1, there).view(by_channel)
-    delta = state.delta.scatter(1, there, 0.0)
-    kept = delta.gather(1, here).view(by_channel)
-    free = (_powers(kept, order) + _powers(cleared, order)).sum(2, keepdim=True) + unused / channels
-    # In L1 one window gets more than is free; the rest, and small changes first, pay for it.
-    free = free.sqrt() if order == 2 else free * channels
-    shape = old / _over_windows(old, order).clamp_min(_NOTHING * eps)
-    new = signs * patterns[draws[:, 4], None] + shape
-    new = new * (free / _over_windows(new, order).clamp_min(_TINY))
-    delta.scatter_(1, here, new.flatten(1))
-    _spend(delta, state, eps, order)
-    return delta
+def _shift(
+    state: _Relief, span: Span, turn: int, patterns: Tensor, search: Search, objective: Loss, rules: _Rules
+) -> None:
+    """Clear one window and raise a bump in another, of the length that this makes free, if that helps."""
+    delta = state.delta
+    windows = span.at(state.corners[:, turn])
+    here, there = windows.unbind(1)
+    both = windows.flatten(1)
+    before = delta.gather(1, both)
+    delta.scatter_(1, there, 0.0)
+    bump = patterns.index_select(0, state.upright[:, turn])[:, None] * state.signs[:, turn]
+    # The windows may overlap: what is left of this one is not what it was.
+    new, spare = _raised(state, turn, before, delta.gather(1, here), bump, rules)
+    delta.scatter_(1, here, new)
+    if _all_pay(rules):
+        stretched = delta.clone()
+        _spend(stretched, search, rules)
+        state.point.copy_(search.ball.point(stretched))
+    else:
+        # The range cuts off a part, which the papers leave unused; here it is spread over all features.
+        used = (rules.budget - spare).clamp_min_(_TINY)
+        rules.point(delta, search, state.point, rules.root(rules.budget / used))
+    value = objective(search.look(state.point), search.y)
+    better = value > state.value
+    state.value = torch.where(better, value, state.value)
+    delta.scatter_(1, both, before)
+    _accept(state, better, search, rules)
 
 
-def _over_windows(values: Tensor, order: int) -> Tensor:
-    # The general norm of torch takes ten times as long for order 1.
-    if order == 1:
-        return values.abs().sum(2, keepdim=True)
-    length: Tensor = torch.linalg.vector_norm(values, dim=2, keepdim=True)
-    return length
+def _all_pay(rules: _Rules) -> bool:
+    """Whether a window gets more than is free, so that all features, small changes first, pay for it."""
+    return rules.order == 1 and rules.channels > 1
 
 
-def _powers(values: Tensor, order: int) -> Tensor:
-    return values.square() if order == 2 else values.abs()
+def _raised(
+    state: _Relief, turn: int, before: Tensor, left: Tensor, bump: Tensor, rules: _Rules
+) -> tuple[Tensor, Tensor]:
+    """What a window is filled with (n, window), and what is left of the budget then (n, 1).
+
+    Args:
+        state: The search.
+        turn: The move of its span.
+        before: What was in this window, and in the one that is cleared: (n, 2 * window).
+        left: What is in it now (n, window).
+        bump: To raise, of length 1 in each channel (n, channels, height * width).
+        rules: What holds for all moves.
+    """
+    old, cleared = before.view(len(before), 2, *bump.shape[1:]).unbind(1)
+    free = rules.power(cleared).add_(rules.power(left.view_as(bump)))
+    free.add_(state.unused[:, :, None], alpha=1 / rules.channels).clamp_min_(0)
+    spare = free.sum(1)
+    if _all_pay(rules):
+        free.mul_(rules.channels)
+    # To scale the bump and not what it comes on top of saves an operation.
+    new = torch.addcmul(old, bump, rules.length(old).clamp_min_(_NOTHING * rules.eps))
+    new.mul_(rules.root(free).div(rules.length(new).clamp_min_(_TINY)))
+    flat = new.view_as(left)
+    torch.clamp(flat, state.low[:, turn], state.high[:, turn], out=flat)
+    return flat, spare.sub_(rules.power(flat))
 
 
-def _spend(delta: Tensor, state: _Relief, eps: float, order: int) -> None:
-    """Make perturbations of about the length of the budget as long as it allows, in place.
+def _accept(state: _Relief, better: Tensor, search: Search, rules: _Rules) -> None:
+    """Let the point that was asked about be the best one where it is better, bool (n,)."""
+    if not reads_freely(better):
+        delta = search.ball.delta(state.point)
+        state.unused = torch.where(better[:, None], rules.budget - rules.power(delta), state.unused)
+        overwrite_(state.delta, better, delta)
+        return
+    rows = better.nonzero()[:, 0]
+    if len(rows):
+        delta = state.point.index_select(0, rows) - search.x.index_select(0, rows)
+        delta = (delta if rules.unit is None else delta.div_(rules.unit)).flatten(1)
+        state.unused.index_copy_(0, rows, rules.budget - rules.power(delta))
+        state.delta.index_copy_(0, rows, delta)
+
+
+def _spend(delta: Tensor, search: Search, rules: _Rules) -> None:
+    """Make perturbations (n, features) of about the length of the budget as long as it allows, in place.
 
     The range of the features cuts off a part of them, which the papers leave unused; here it is spread over
     the rest. That regains nearly all of it, at a fraction of what a projection costs.
     """
-    torch.clamp(delta, state.low, state.high, out=delta)
-    size = None
-    if order == 1:
-        size = _shrink(delta, eps)
-    delta.mul_(eps / _length(delta, order, size).clamp_min_(_TINY))
-    torch.clamp(delta, state.low, state.high, out=delta)
+    low, high = search.ball.room()
+    torch.clamp(delta, low, high, out=delta)
+    if rules.order == 1:
+        _shrink(delta, rules.eps)
+    delta.mul_(rules.eps / rules.length(delta).clamp_min_(_TINY))
+    torch.clamp(delta, low, high, out=delta)
 
 
-def _length(delta: Tensor, order: int, size: Tensor | None = None) -> Tensor:
-    """The norm of each perturbation (n, 1); `size` are the absolute changes, where they are known."""
-    if order == 1:
-        return (delta.abs() if size is None else size).sum(1, keepdim=True)
-    length: Tensor = torch.linalg.vector_norm(delta, dim=1, keepdim=True)
-    return length
-
-
-def _shrink(delta: Tensor, eps: float) -> Tensor:
-    """Take the same from every change until they sum to about the budget: a step of Newton's method.
-
-    Returns:
-        The absolute changes that are left.
-    """
+def _shrink(delta: Tensor, eps: float) -> None:
+    """Take the same from every change until they sum to about the budget: a step of Newton's method."""
     size = delta.abs()
     excess = (size.sum(1, keepdim=True) - eps).clamp_min_(0)
     # A comparison that writes numbers: choosing by a mask costs many times as much.
     counted = torch.gt(size, _NOTHING * eps, out=torch.empty_like(size))
     size.sub_(excess / counted.sum(1, keepdim=True).clamp_min_(1)).clamp_min_(0)
     torch.mul(torch.sign(delta, out=counted), size, out=delta)
-    return size
 
 
 def _tiles(search: Search, grid: Grid, order: int) -> Tensor:
