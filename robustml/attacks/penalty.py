@@ -18,7 +18,16 @@ from ..threats import overwrite_, reads_freely
 from .active import Columns
 from .nearest import Nearest
 
-__all__ = ["Confident", "Stages", "bisect", "erase_", "restore_", "scaled_margin", "scales"]
+__all__ = [
+    "Confident",
+    "Stages",
+    "bisect",
+    "column_if_alike",
+    "erase_",
+    "restore_",
+    "scaled_margin",
+    "scales",
+]
 
 _FACTOR = 10.0  # how fast the weight is raised or lowered until it is bracketed (Carlini & Wagner 2017)
 _SURE = 4.0  # to a weight that sufficed once, for a stage that must not fail
@@ -28,6 +37,7 @@ _PATIENCE = 3  # checks without progress that end a stage
 _CHECKS = 10  # how often a stage is asked whether it still gets anywhere
 _MEASURED = 9  # classes whose boundaries are measured
 _FLAT = 1e-3
+_ROUNDING = 8  # units in the last place within which numbers cannot be told from one another
 
 
 class Confident(Nearest):
@@ -209,7 +219,7 @@ def bisect(search: Nearest, rounds: int) -> None:
 
 
 def restore_(search: Nearest, delta: Tensor, rows: Tensor) -> None:
-    """Put the nearest adversarial point, where there is one, into rows bool (n,) of perturbations (n, features)."""
+    """Put the nearest adversarial point, if there is one, into some rows bool (n,) of perturbations."""
     overwrite_(delta, rows & (search.reached < torch.inf), search.ball.delta(search.best))
 
 
@@ -222,3 +232,14 @@ def erase_(rows: Tensor, *tensors: Tensor) -> None:
             tensor.masked_fill_(rows[:, None], 0.0)
         else:
             tensor.index_fill_(0, places, 0.0)
+
+
+def column_if_alike(values: Tensor) -> Tensor:
+    """Positive values (n, features) as one column (n, 1), if those of each row are the same but for rounding.
+
+    As a rule all features have the same range, and every array that a step need not read counts.
+    """
+    if not reads_freely(values) or not values.numel():
+        return values
+    alike = values.amax(1) <= values.amin(1) * (1 + _ROUNDING * torch.finfo(values.dtype).eps)
+    return values[:, :1] if bool(alike.all()) else values

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from robustml.attacks.penalty import column_if_alike, scaled_margin
+from robustml.balls.waiting import as_on_a_device
 from robustml.inputs import InputSpec
 from robustml.losses import margin
 from robustml.registry import find_attack
@@ -274,6 +276,40 @@ def test_inputs_without_a_range(run, tiny_cnn, images, name, norm) -> None:
     z = run(name, tiny_cnn, x, y, KIND[norm](0.01), nearest=True, steps=50)
     assert (tiny_cnn(z).argmax(1) != y).all()
     assert length(z, x, norm).median() < {"l2": 0.5, "l1": 2.0}[norm]
+
+
+@every_case
+def test_what_a_cpu_leaves_out_changes_nothing(run, name, norm) -> None:
+    x, _, model = linear(features=8, classes=3)
+    y = model(x).argmax(1)
+    options = {"threat": KIND[norm](eps=1e-6).within(InputSpec(shape=(8,))), "nearest": True}
+    here = run(name, model, x, y, **options)
+    with as_on_a_device():
+        there = run(name, model, x, y, **options)
+    assert torch.allclose(here, there, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 0.5])
+def test_the_margin_follows_the_target_or_the_nearest_class(confidence) -> None:
+    logits = torch.tensor([[3.0, 1.0, 2.0], [0.0, 4.0, 1.0]], requires_grad=True)
+    scale = torch.tensor([[1.0, 0.1, 2.0], [3.0, 1.0, 0.5]])
+    y, target = torch.tensor([0, 1]), torch.tensor([2, 1])
+    # The gaps, scaled: -0.2 and -2 beside class 0, -12 and -1.5 beside class 1.
+    free = scaled_margin(scale, confidence)(logits, y)
+    assert torch.allclose(free, torch.tensor([-0.2 - 0.1 * confidence, -1.5 - 0.5 * confidence]))
+    # The label stands for none.
+    aimed = scaled_margin(scale, confidence, target)(logits, y)
+    assert torch.allclose(aimed, torch.tensor([-2.0 - 2 * confidence, -1.5 - 0.5 * confidence]))
+    (slope,) = torch.autograd.grad(aimed.sum(), logits)
+    assert torch.equal(slope, torch.tensor([[-2.0, 0.0, 2.0], [0.0, -0.5, 0.5]]))
+
+
+def test_ranges_are_one_column_only_if_they_are_alike() -> None:
+    widths = torch.full((3, 4), 0.3).mul_(torch.tensor([[1.0], [2.0], [3.0]]))
+    rounded = widths * (1 + torch.finfo(widths.dtype).eps * torch.arange(4))
+    assert torch.equal(column_if_alike(rounded), rounded[:, :1])
+    rounded[1, 2] *= 1.001
+    assert column_if_alike(rounded) is rounded
 
 
 @settings(max_examples=25, deadline=None)

@@ -141,22 +141,23 @@ def _press(state: _State, value: Tensor) -> Tensor:
 
 
 def _move(state: _State, norm: str, slope: Tensor, pressure: Tensor, step: int, share: float) -> None:
-    """One step of RMSProp with momentum on distance and penalty."""
+    """One step of RMSProp with momentum on distance and penalty; it overwrites `slope`."""
     delta = state.delta
+    push = slope.mul_(-pressure[:, None])
     if norm == "l1":
-        away = delta.sign()
+        whole = delta.sign().add_(push)
     else:
-        away = delta / torch.linalg.vector_norm(delta, dim=1, keepdim=True).clamp_min(_TINY)
-    whole = torch.addcmul(away, slope, pressure[:, None], value=-1)
+        length = torch.linalg.vector_norm(delta, dim=1, keepdim=True)
+        whole = push.addcmul_(delta, length.clamp_min_(_TINY).reciprocal_())
     state.square.mul_(_RMS).addcmul_(whole, whole, value=1 - _RMS)
-    size = share * math.sqrt((1 - _RMS ** (step + 1)) / whole.shape[1]) * state.length
-    rate = size[:, None] / state.square.sqrt().add_(_TINY)
     # For L1 the distance has its own, proximal step.
-    state.velocity.lerp_(whole.sub_(away) if norm == "l1" else whole, 1 - _MOMENTUM)
-    moved = torch.addcmul(delta, state.velocity, rate, value=-1 / (1 - _MOMENTUM ** (step + 1)))
+    state.velocity.lerp_(push, 1 - _MOMENTUM)
+    size = share * math.sqrt((1 - _RMS ** (step + 1)) / whole.shape[1]) * state.length
+    rate = torch.add(state.square, _TINY, out=whole).rsqrt_().mul_(size[:, None])
+    moved = delta.addcmul_(state.velocity, rate, value=-1 / (1 - _MOMENTUM ** (step + 1)))
     if norm == "l1":
         moved.sub_(torch.clamp(moved, -rate, rate))
-    state.delta = moved.clamp_(state.low, state.high)
+    moved.clamp_(state.low, state.high)
 
 
 def _harden(state: _State, value: Tensor) -> None:

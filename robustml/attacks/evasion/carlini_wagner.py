@@ -12,7 +12,7 @@ from ...registry import Access, Logits, attack
 from ...sampling import Streams
 from ...surrogates import Gradient
 from ...threats import Threat, reads_freely
-from ..penalty import Confident, Stages, bisect, erase_, restore_, scaled_margin, scales
+from ..penalty import Confident, Stages, bisect, column_if_alike, erase_, restore_, scaled_margin, scales
 
 _BETA1, _BETA2 = 0.9, 0.999  # Adam, as in the paper
 # The paper's x = tanh(w) has no slope at the ends of the range, so that a pixel that lies there never moves.
@@ -21,7 +21,6 @@ _WIDER = 0.5
 _FLATTEST = 1 - 1 / (1 + _WIDER) ** 2
 _LAST = 0.1  # the length of the steps of the last stage, relative to that of the others
 _WIDE = 1e3
-_ALIKE = 1 + 1e-5  # by no more than this factor do ranges differ that are taken for the same
 _TINY = 1e-30
 _REFINE = 4  # forward passes that move the result to the boundary
 
@@ -110,10 +109,6 @@ def _begin(search: Confident, *, smooth: bool) -> _State:
     wide = _WIDE * length[:, None]
     bottom, top = low.clamp_min(-wide), high.clamp_max(wide)
     half = (top - bottom).clamp_min(_TINY) * ((1 + _WIDER) / 2)
-    inverse = 1 / half
-    if reads_freely(inverse) and bool((inverse.amax(1) <= inverse.amin(1) * _ALIKE).all()):
-        # All features have the same range, and every array that a step need not read counts.
-        inverse = inverse[:, :1]
     return _State(
         # With this weight the minimum would lie on the boundary if that were a plane.
         **vars(Stages.begin(2 * length)),
@@ -123,17 +118,18 @@ def _begin(search: Confident, *, smooth: bool) -> _State:
         first=torch.zeros_like(delta),
         second=torch.zeros_like(delta),
         offset=-(bottom + top) / (2 * half),
-        inverse=inverse,
+        inverse=column_if_alike(1 / half),
         length=length,
     )
 
 
 def _paces(steps: int, step_size: float, like: Tensor) -> Tensor:
-    """The length of the steps of a stage by their number, from 1, relative to the distance of the boundary."""
-    age = torch.arange(steps + Stages.period(steps) + 1, dtype=torch.float64).clamp_min_(1)
+    """How long the steps of a stage are by their number, from 1, relative to the distance of the boundary."""
+    count = steps + Stages.period(steps) + 1
+    age = torch.arange(count, dtype=like.dtype, device=like.device).clamp_min_(1)
     even = (1 - _BETA2**age).sqrt() / (1 - _BETA1**age)
     decay = (1 + torch.cos(math.pi * age / steps)) / 2
-    return (step_size / math.sqrt(like.shape[1]) * even * decay).to(like)
+    return step_size / math.sqrt(like.shape[1]) * even * decay
 
 
 def _descend(state: _State, value: Tensor, slope: Tensor, paces: Tensor) -> None:

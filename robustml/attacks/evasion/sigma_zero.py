@@ -15,7 +15,7 @@ from ...threats import Threat
 from ..active import Columns
 from ..boundaries import fewest_features, nearest_boundary
 from ..nearest import Nearest
-from ..penalty import scaled_margin
+from ..penalty import column_if_alike, scaled_margin
 from ..planes import ENDLESS
 
 _SMOOTH_SHARE = 0.6
@@ -35,7 +35,7 @@ class _State(Columns):
     high: Tensor
     """The limits of `share`."""
     width: Tensor
-    """The range of each feature (n, features)."""
+    """The range of each feature: (n, features), or (n, 1) if they are the same."""
     threshold: Tensor
     """The share below which a change is dropped (n,)."""
     scale: Tensor
@@ -95,7 +95,7 @@ def _begin(search: Nearest, classes: int, threshold: float, *, smooth: bool) -> 
     boundary = nearest_boundary(search, torch.zeros_like(low), low, high, count=classes, smooth=smooth)
     # The optimum if the model is linear; elsewhere the search does better from the input.
     search.look(search.ball.point(fewest_features(boundary, low, high)))
-    width = (high - low).clamp_min(_TINY)
+    width = column_if_alike((high - low).clamp_min(_TINY))
     return _State(
         share=torch.zeros_like(low),
         low=low / width,
