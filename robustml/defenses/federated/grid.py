@@ -134,31 +134,33 @@ class InProcessGrid(Grid):
 
     def _ask(self, message: Message, timeout: float | None) -> Message | None:
         node = message.metadata.dst_node_id
-        own = copy.copy(message)
-        own.content = copy.deepcopy(message.content)
-        answer = answered(self._apps[node], own, self.contexts[node], timeout)
-        return None if answer is None else _signed(answer, message)
+        return answered(self._apps[node], message, self.contexts[node], timeout)
 
 
 def answered(app: Answer, message: Message, context: Context, seconds: float | None = None) -> Message | None:
     """What an app answers; an error if it raises or returns something else, None if it is silent.
+
+    The app gets a copy of the message, and the answer goes out under the name of the node that was asked: a
+    SuperLink lets nobody sign for another. Of the context it may change the state, which stays one.
 
     Args:
         app: The app.
         message, context: What it is given.
         seconds: After which it is interrupted, where that can be done, and counts as silent.
     """
+    own, config, state = copy.deepcopy(message), copy.deepcopy(context.node_config), context.state
     try:
-        answer = bounded(seconds, lambda: app(message, context))
-    except Exception as error:  # what a client does wrong is no fault of the run
+        answer = bounded(seconds, lambda: app(own, context))
+        if answer is None:
+            return None
+        if not isinstance(answer, Message):
+            return Message(Error(_RAISED, f"the app returned {brief(answer)}, no message"), reply_to=message)
+        if answer.has_error():
+            return Message(answer.error, reply_to=message)
+        return Message(answer.content, reply_to=message)
+    except (Exception, SystemExit) as error:  # what a client does wrong is no fault of the run
         return Message(Error(_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
-    if answer is None or isinstance(answer, Message):
-        return answer
-    return Message(Error(_RAISED, f"the app returned {brief(answer)}, no message"), reply_to=message)
-
-
-def _signed(answer: Message, question: Message) -> Message:
-    """The answer under the name of the node that gave it: a SuperLink lets nobody sign for another."""
-    if answer.has_error():
-        return Message(answer.error, reply_to=question)
-    return Message(answer.content, reply_to=question)
+    finally:
+        context.node_config = config
+        if not isinstance(context.state, RecordDict):
+            context.state = state

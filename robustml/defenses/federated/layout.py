@@ -51,6 +51,18 @@ class Layout:
         parts = [np.asarray(arrays[key], dtype=np.float64).ravel() for key in self.learned]
         return np.concatenate(parts) if parts else np.zeros(0)
 
+    def drifts(self, before: Mapping[str, Array], after: Mapping[str, Array]) -> tuple[float, float]:
+        """How far statistics, and counters, have gone: two lengths, infinite where one is too large."""
+        lengths = []
+        for names in (self.statistics, self.counters):
+            parts = [
+                (np.asarray(after[key], dtype=np.float64) - np.asarray(before[key], dtype=np.float64)).ravel()
+                for key in names
+            ]
+            with np.errstate(over="ignore"):
+                lengths.append(float(np.linalg.norm(np.concatenate(parts))) if parts else 0.0)
+        return lengths[0], lengths[1]
+
     def shaped(self, flat: Array) -> dict[str, Array]:
         """The learned arrays, in their own precision, of one vector."""
         found, start = {}, 0

@@ -15,12 +15,18 @@ from ... import __version__
 from ...classifier import Classifier
 from ...errors import RunError
 from ...files import write_atomic
+from ..privacy.ledger import Ledger
 
 if TYPE_CHECKING:
+    from flwr.app import Context
+
     from .rounds import Round
     from .server import Server
 
-__all__ = ["Federated", "Unmoved", "outcome", "write_model"]
+__all__ = ["UNKNOWN", "Federated", "Unmoved", "outcome", "write_model"]
+
+UNKNOWN = ((0.0, 1.0, 1),)
+"""A step without noise, whose epsilon is infinite: the ledger of a client that has none that can be read."""
 
 
 class Unmoved(RunError):
@@ -141,18 +147,17 @@ def outcome(server: Server, plan: dict[str, Any], seconds: float) -> Federated:
 
 
 def _spent(server: Server, privacy: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What the clients' ledgers say, where they can be read; else what the clients have said last."""
+    """What the clients' ledgers say, where they can be read; else the most that the clients have said."""
     if privacy is None:
         return None
-    from .apps import ledger_of
-
     delta = float(privacy["delta"])
-    if server.contexts:
-        ledgers = [ledger_of(context) for context in server.contexts.values()]
-        epsilons = {number: ledger.spent(delta).epsilon for number, ledger in enumerate(ledgers)}
-    else:
+    kept = dict(server.ledgers) or {n: _kept(context) for n, context in enumerate(server.contexts.values())}
+    epsilons = {number: ledger.spent(delta).epsilon for number, ledger in kept.items()}
+    if not kept:
         told = [entry for past in server.history for entry in past.clients if "epsilon" in entry]
-        epsilons = {entry["client"]: entry["epsilon"] for entry in told}
+        for entry in told:
+            # What was spent only grows, whoever says less.
+            epsilons[entry["client"]] = max(entry["epsilon"], epsilons.get(entry["client"], 0.0))
     worst = max(epsilons, key=lambda number: epsilons[number], default=None)
     finite = {number: value if math.isfinite(value) else None for number, value in epsilons.items()}
     return {
@@ -161,6 +166,15 @@ def _spent(server: Server, privacy: dict[str, Any] | None) -> dict[str, Any] | N
         "client": worst,
         "by_client": {str(number): value for number, value in sorted(finite.items())},
     }
+
+
+def _kept(context: Context) -> Ledger:
+    from .apps import ledger_of
+
+    try:
+        return ledger_of(context)
+    except Exception:  # a client may put anything there, and what cannot be read is no small number
+        return Ledger(UNKNOWN)
 
 
 def _spent_on_clients(server: Server) -> dict[str, Any] | None:

@@ -35,7 +35,8 @@ class Limits:
         examples: The largest number of examples that a client may claim; None for no fixed one.
         examples_ratio: The same as a multiple of the median of the round's claims. Honest clients with very
             unequal shares (Dirichlet with 0.05, 50 clients) reach 16.
-        norm_ratio: The longest update, as a multiple of the median length of the round's updates.
+        norm_ratio: The longest update, as a multiple of the median length of the round's updates; the same
+            for the change of running statistics, and of counters.
     """
 
     examples: float | None = None
@@ -51,6 +52,7 @@ class Reply:
         message: As it came.
         weight: The number of examples that is claimed.
         norm: The length of the update; 0 if it was not looked at.
+        drifts: By how much running statistics and counters have changed, as lengths.
         metrics: What else is reported, by name.
         arrays: The record that holds the weights; None for an evaluation.
     """
@@ -60,6 +62,7 @@ class Reply:
     norm: float
     metrics: dict[str, Any]
     arrays: ArrayRecord | None = None
+    drifts: tuple[float, ...] = ()
 
     @property
     def node(self) -> int:
@@ -107,7 +110,8 @@ def read(message: Message, sent: Mapping[str, Any], layout: Layout, key: str, li
         raise Rejected("its update is zero")
     if not math.isfinite(norm):
         raise Rejected("its update is too large for a length")
-    return Reply(message, weight, norm, metrics, ArrayRecord({name: record[name] for name in layout.shapes}))
+    whole = ArrayRecord({name: record[name] for name in layout.shapes})
+    return Reply(message, weight, norm, metrics, whole, layout.drifts(sent, arrays))
 
 
 def read_metrics(message: Message, key: str, limits: Limits) -> tuple[float, dict[str, Any]]:
@@ -151,6 +155,7 @@ def compared(replies: Sequence[Reply], limits: Limits) -> tuple[list[Reply], dic
     weights, norms = (np.median([getattr(reply, name) for reply in replies]) for name in ("weight", "norm"))
     kinds = {name: _kind(replies, name) for reply in replies for name in reply.metrics}
     common = [name for name, (_, count) in kinds.items() if 2 * count > len(replies)]
+    usual = [float(np.median(column)) for column in zip(*(reply.drifts for reply in replies), strict=True)]
     kept, reasons = [], {}
     for reply in replies:
         strange = [name for name in common if _shape(reply.metrics.get(name)) != kinds[name][0]]
@@ -158,6 +163,8 @@ def compared(replies: Sequence[Reply], limits: Limits) -> tuple[list[Reply], dic
             reasons[reply.node] = f"it claims {reply.weight:g} examples, and half of them at most {weights:g}"
         elif reply.norm > limits.norm_ratio * norms:
             reasons[reply.node] = f"its update is {reply.norm:.3g} long, and half of them at most {norms:.3g}"
+        elif any(own > limits.norm_ratio * most for own, most in zip(reply.drifts, usual, strict=True)):
+            reasons[reply.node] = "its running statistics or counters are far from those of the others"
         elif strange:
             reasons[reply.node] = f"the metric {brief(strange[0])} is not what the others report"
         else:

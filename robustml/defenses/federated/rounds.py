@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import math
 import random  # noqa: TID251 - Flower samples nodes from its global state, which is saved and put back
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -132,8 +133,10 @@ def reported(sent: Iterable[int], replies: Iterable[Message], names: dict[int, i
         names: The numbers of clients by node, which is added to.
     """
     answers = {reply.metadata.src_node_id: reply for reply in replies}
-    for node, reply in answers.items():
-        names.setdefault(node, _claimed(reply, node))
+    claims = {node: _claimed(reply, node) for node, reply in answers.items() if node not in names}
+    taken = [*names.values(), *claims.values()]
+    # Who calls itself by another's number is called by its node, or the other would be blamed for it.
+    names |= {node: claim if taken.count(claim) == 1 else node for node, claim in claims.items()}
     entries = [_entry(names.get(node, node), answers.get(node)) for node in sorted(sent)]
     return sorted(entries, key=lambda entry: int(entry["client"]))
 
@@ -142,8 +145,10 @@ def _entry(name: int, reply: Message | None) -> dict[str, Any]:
     if reply is None:
         return {"client": name, "error": "no reply in time"}
     if reply.has_error():
-        reason = " ".join(str(reply.error.reason).split())
-        return {"client": name, "error": reason[:_LONGEST] or "unknown"}
+        reason = " ".join(str(reply.error.reason)[: 10 * _LONGEST].split())[:_LONGEST]
+        # It may end up on a terminal.
+        shown = "".join(sign if sign.isprintable() else "?" for sign in reason)
+        return {"client": name, "error": shown or "unknown"}
     figures: dict[str, Any] = {"client": name}
     for record in reply.content.values():
         if isinstance(record, MetricRecord):
@@ -153,7 +158,8 @@ def _entry(name: int, reply: Message | None) -> dict[str, Any]:
 
 
 def _is_figure(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    # Compared, since a whole number may be too large for the test of a floating-point one.
+    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
 
 
 def settled(arrays: ArrayRecord | None, before: Mapping[str, Tensor]) -> tuple[dict[str, Tensor] | None, str]:

@@ -12,11 +12,14 @@ from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 
+from ...errors import InputError
 from ...extras import need
-from .apps import client_app, server_app
+from ..privacy.ledger import Ledger
+from .apps import client_app, ledger_of, server_app
 from .client import Client
 from .environment import at_home, quiet
 from .grid import InProcessGrid, answered, identified
+from .outcome import UNKNOWN
 from .server import Server
 
 __all__ = ["Client", "Server", "serve"]
@@ -37,20 +40,21 @@ def serve(server: Server, clients: Sequence[Client], hostile: Hostile, runtime: 
         InputError: if Ray is wanted and missing.
         RunError: as `Server.run`.
     """
-    # On Ray, what clients keep in their contexts is out of reach of the server's checkpoint.
-    folder = server.out / "ledgers" if runtime == "ray" and server.out is not None else None
-    apps = [_app(client, number, hostile, folder) for number, client in enumerate(clients)]
     with quiet():
         if runtime == "ray":
-            _on_ray(server, apps, gpus=float(any(client.device.startswith("cuda") for client in clients)))
+            _on_ray(server, clients, hostile)
         else:
-            _in_process(server, apps)
+            _in_process(server, [_app(client, n, hostile, None) for n, client in enumerate(clients)])
 
 
 def _app(client: Client, number: int, hostile: Hostile, folder: Path | None) -> Any:
-    path = None if folder is None else (folder / f"{number}.json").resolve()
+    path = None if folder is None else _ledger(folder, number)
     honest = client_app(client, ledger=None if path is None else lambda _: path)
     return hostile[number](honest) if number in hostile else honest
+
+
+def _ledger(folder: Path, number: int) -> Path:
+    return (folder / f"{number}.json").resolve()
 
 
 def _in_process(server: Server, apps: Sequence[Any]) -> None:
@@ -78,8 +82,9 @@ class _Dispatch:
         return answer or Message(Error(0, "no reply"), reply_to=message)
 
 
-def _on_ray(server: Server, apps: Sequence[Any], *, gpus: float) -> None:
+def _on_ray(server: Server, clients: Sequence[Client], hostile: Hostile) -> None:
     need("ray", extra="ray", why="runtime='ray'")
+    gpus = float(any(client.device.startswith("cuda") for client in clients))
     from flwr.simulation import run_simulation
 
     # Below the run's folder, the paths of Ray's sockets could be longer than the system allows.
@@ -93,6 +98,9 @@ def _on_ray(server: Server, apps: Sequence[Any], *, gpus: float) -> None:
             },
             "client_resources": {"num_cpus": 1, "num_gpus": gpus},
         }
+        # What clients keep in their contexts is out of reach here, of the checkpoint and of the outcome.
+        folder = (server.out or Path(scratch)) / "ledgers"
+        apps = [_app(client, number, hostile, folder) for number, client in enumerate(clients)]
         with at_home(Path(scratch)), _restored("PYTHONPATH"), identified():
             run_simulation(
                 server_app(server),
@@ -100,6 +108,17 @@ def _on_ray(server: Server, apps: Sequence[Any], *, gpus: float) -> None:
                 num_supernodes=len(apps),
                 backend_config=backend,  # type: ignore[arg-type]
             )
+        if any(client.privacy is not None for client in clients):
+            server.ledgers = {number: _read(_ledger(folder, number)) for number in range(len(clients))}
+
+
+def _read(path: Path) -> Ledger:
+    try:
+        return ledger_of(
+            Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={}), path
+        )
+    except InputError:
+        return Ledger(UNKNOWN)
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from ...errors import InputError, RunError, brief
 from ...files import write_atomic, writing
 from ...threats import Threat
 from ...wrapping import pick_device
+from ..privacy.ledger import Ledger
 from ..training import checkpoint
 from ..training.checkpoint import Checkpoint
 from ..training.validation import accuracies
@@ -59,6 +60,8 @@ class Server:
         resume: Go on from the checkpoint in `out`.
         plan: What decides the outcome, as plain data; a checkpoint goes on only under the same.
         contexts: Of clients that live in this process, by node: what they keep is in the checkpoint too.
+        ledgers: Of clients that live in other processes of this machine, by number, where each has written
+            what its privacy has cost; empty if that is not known.
         show: Whether to say on stderr how each round went.
         history: One entry per round, and one before the first.
         chosen: The round whose weights the model has in the end.
@@ -80,6 +83,7 @@ class Server:
     resume: bool = False
     plan: dict[str, Any] = dataclasses.field(default_factory=dict)
     contexts: Mapping[int, Context] = dataclasses.field(default_factory=dict)
+    ledgers: Mapping[int, Ledger] = dataclasses.field(default_factory=dict)
     show: bool = False
     history: list[Round] = dataclasses.field(default_factory=list)
     chosen: int = 0
