@@ -4,8 +4,9 @@ Every gradient attack of robustml and Square, under each of its norms, is timed 
 adversarially trained network against a bare loop of exactly the same passes (the same batch sizes in the same
 order, weights frozen, nothing but the network), in turn, several times. Printed are the ratio of the best
 times, which other work on the machine disturbs least, the median of the paired ratios, and the range of the
-middle half of them, which says how noisy it was. Minimum-norm attacks go on within the budget, so that the
-batch stays whole. One thread; run it on an otherwise idle machine, or with `--clock cpu`. With `--passes` it
+middle half of them, which says how noisy it was. So that the batch stays about whole, the budgets are small
+enough for most samples to stand, and minimum-norm attacks go on within them; the mean size of a pass is
+printed, too. One thread; run it on an otherwise idle machine, or with `--clock cpu`. With `--passes` it
 counts the passes of PGD and APGD on an undefended network instead, where samples leave the batch early.
 """
 
@@ -25,28 +26,39 @@ from torch import Tensor
 import robustml as rml
 from robustml.registry import Access, all_attacks
 
+EPS = {"linf": 0.2, "l2": 0.5, "l1": 3.0, "l0": 20.0}
+"""Budgets at which most samples of the adversarially trained network stand."""
+
 
 def overhead(
     model: rml.Classifier, tape: Tape, x: Tensor, y: Tensor, case: Case, repeats: int, clock: Clock
-) -> Turns:
-    """Seconds of the bare passes and of the attack, in turn, after a run that notes the passes."""
+) -> tuple[Turns, float]:
+    """Seconds of the bare passes and of the attack, in turn, and how many samples a pass holds."""
+    eps = EPS[case.norm]
     with tape.recording() as calls:
-        run(model, x, y, case)
+        run(model, x, y, case, eps=eps)
     pool = pool_for(x, calls)
-    return in_turn(lambda: floor(tape.net, pool, calls), lambda: run(model, x, y, case), repeats, clock)
+    bare, attack = (lambda: floor(tape.net, pool, calls)), (lambda: run(model, x, y, case, eps=eps))
+    return in_turn(bare, attack, repeats, clock), passes(calls)[0] / len(calls)
 
 
 def table(
     model: rml.Classifier, tape: Tape, x: Tensor, y: Tensor, wanted: list[Case], repeats: int, clock: Clock
 ) -> None:
-    line(["attack", "norm", "options", "ms of the floor", "best", "median", "middle half"])
-    line(["---"] * 3 + ["--:"] * 4)
+    line(["attack", "norm", "options", "mean batch", "ms of the floor", "best", "median", "middle half"])
+    line(["---"] * 3 + ["--:"] * 5)
     for case in wanted:
         print(f"{case.name} {case.norm} {case.shown}", file=sys.stderr)
-        turns = overhead(model, tape, x, y, case, repeats, clock)
+        turns, size = overhead(model, tape, x, y, case, repeats, clock)
         low, high = middle(turns.ratios)
         bare = 1000 * statistics.median(turns.bare)
-        figures = [f"{bare:.0f}", f"{turns.best:.3f}", f"{turns.ratio:.3f}", f"{low:.3f} to {high:.3f}"]
+        figures = [
+            f"{size:.0f}",
+            f"{bare:.0f}",
+            f"{turns.best:.3f}",
+            f"{turns.ratio:.3f}",
+            f"{low:.3f} to {high:.3f}",
+        ]
         line([case.name, case.norm, case.shown, *figures])
 
 
