@@ -123,13 +123,14 @@ def _paint(state: _Painting, span: Span, turn: int, search: Search, objective: L
 @dataclass
 class _Relief(Columns):
     delta: Tensor
-    """The best perturbation in units of the scale, flattened (n, features); windows are changed in place."""
+    """The best perturbation in units of the scale, flattened (n, features); windows are changed in place.
+    Stretched to the length of the budget it leads to the best point."""
     point: Tensor
     """The point that is asked about, overwritten by every move: (n, *shape)."""
     value: Tensor
     """The loss of the best perturbation (n,)."""
-    unused: Tensor
-    """What the best perturbation leaves of the budget, to the power of the norm's order: (n, 1)."""
+    used: Tensor
+    """Its length, to the power of the norm's order: (n, 1)."""
     corners: Tensor
     """For every move of a span, where the corners lie of the window that is filled and of the one that is
     cleared: (n, moves, 2)."""
@@ -181,6 +182,10 @@ class _Rules:
         length: Tensor = torch.linalg.vector_norm(delta, dim=-1, keepdim=True)
         return length
 
+    def stretch(self, used: Tensor) -> Tensor:
+        """By which factor perturbations of a power (n, 1) would have the length of the budget."""
+        return self.root(self.budget / used.clamp_min(_TINY))
+
     def point(self, delta: Tensor, search: Search, out: Tensor, stretch: Tensor) -> None:
         """Write the valid points that perturbations lead to, made longer by one factor each (n, 1)."""
         delta = delta.view_as(search.x)
@@ -210,10 +215,8 @@ def _run_relief(search: Search, objective: Loss, queries: int, p: float) -> Tens
     delta.mul_(rules.eps / rules.length(delta).clamp_min(_TINY))
     _spend(delta, search, rules)
     point, rows = search.ball.point(delta), search.rows
-    unused = rules.budget - rules.power(delta)
-    state = _Relief(
-        delta, point, search.y, unused, corners=rows, low=rows, high=rows, upright=rows, signs=rows
-    )
+    used = rules.power(delta)
+    state = _Relief(delta, point, search.y, used, corners=rows, low=rows, high=rows, upright=rows, signs=rows)
     state.value = objective(search.look(point), search.y)
     move = 0
     for span in spans(grid, queries, p, point.device, smallest=3, odd=True):
@@ -222,12 +225,25 @@ def _run_relief(search: Search, objective: Loss, queries: int, p: float) -> Tens
         state.low, state.high = (span.ahead(end, state.corners[..., 0]) for end in search.ball.room())
         state.upright, state.signs = draws[..., 4], (2 * draws[..., 5:, None] - 1).to(delta.dtype)
         patterns = bumps(span.height, span.width, delta, rules.order)
+        _settle(state, search, rules)
         for turn in range(span.moves):
             if not search.prune(move, state):
-                return search.ball.point(state.delta)
+                return state.point
             _shift(state, span, turn, patterns, search, objective, rules)
             move += 1
-    return search.ball.point(state.delta)
+    _settle(state, search, rules)
+    return state.point
+
+
+def _settle(state: _Relief, search: Search, rules: _Rules) -> None:
+    """Replace the best perturbation by what the range leaves of it when it is stretched.
+
+    The range cuts off a part, which the papers leave unused; stretching spreads it over all features. To do
+    so for good in every move would take as long as the rest of it, so it is done once in a span.
+    """
+    rules.point(state.delta, search, state.point, rules.stretch(state.used))
+    state.delta = search.ball.delta(state.point)
+    state.used = rules.power(state.delta)
 
 
 def _shift(
@@ -242,21 +258,27 @@ def _shift(
     delta.scatter_(1, there, 0.0)
     bump = patterns.index_select(0, state.upright[:, turn])[:, None] * state.signs[:, turn]
     # The windows may overlap: what is left of this one is not what it was.
-    new, spare = _raised(state, turn, before, delta.gather(1, here), bump, rules)
+    new, used = _raised(state, turn, before, delta.gather(1, here), bump, rules)
     delta.scatter_(1, here, new)
     if _all_pay(rules):
         stretched = delta.clone()
         _spend(stretched, search, rules)
         state.point.copy_(search.ball.point(stretched))
     else:
-        # The range cuts off a part, which the papers leave unused; here it is spread over all features.
-        used = (rules.budget - spare).clamp_min_(_TINY)
-        rules.point(delta, search, state.point, rules.root(rules.budget / used))
+        rules.point(delta, search, state.point, rules.stretch(used))
     value = objective(search.look(state.point), search.y)
     better = value > state.value
     state.value = torch.where(better, value, state.value)
-    delta.scatter_(1, both, before)
-    _accept(state, better, search, rules)
+    if _all_pay(rules):
+        overwrite_(delta.scatter_(1, both, before), better, stretched)
+        used = rules.power(stretched)
+    else:
+        # To choose by numbers costs a fraction of what choosing by a mask does, and is exact as well. The
+        # bump comes last, since it holds where the windows overlap.
+        worse = (~better)[:, None].to(delta.dtype)
+        was_here, was_there = before.chunk(2, dim=1)
+        delta.scatter_(1, there, was_there * worse).scatter_(1, here, torch.lerp(new, was_here, worse))
+    state.used = torch.where(better[:, None], used, state.used)
 
 
 def _all_pay(rules: _Rules) -> bool:
@@ -267,7 +289,7 @@ def _all_pay(rules: _Rules) -> bool:
 def _raised(
     state: _Relief, turn: int, before: Tensor, left: Tensor, bump: Tensor, rules: _Rules
 ) -> tuple[Tensor, Tensor]:
-    """What a window is filled with (n, window), and what is left of the budget then (n, 1).
+    """What a window is filled with (n, window), and the power of the perturbation then (n, 1).
 
     Args:
         state: The search.
@@ -279,8 +301,7 @@ def _raised(
     """
     old, cleared = before.view(len(before), 2, *bump.shape[1:]).unbind(1)
     free = rules.power(cleared).add_(rules.power(left.view_as(bump)))
-    free.add_(state.unused[:, :, None], alpha=1 / rules.channels).clamp_min_(0)
-    spare = free.sum(1)
+    others = state.used - free.sum(1)
     if _all_pay(rules):
         free.mul_(rules.channels)
     # To scale the bump and not what it comes on top of saves an operation.
@@ -288,22 +309,7 @@ def _raised(
     new.mul_(rules.root(free).div(rules.length(new).clamp_min_(_TINY)))
     flat = new.view_as(left)
     torch.clamp(flat, state.low[:, turn], state.high[:, turn], out=flat)
-    return flat, spare.sub_(rules.power(flat))
-
-
-def _accept(state: _Relief, better: Tensor, search: Search, rules: _Rules) -> None:
-    """Let the point that was asked about be the best one where it is better, bool (n,)."""
-    if not reads_freely(better):
-        delta = search.ball.delta(state.point)
-        state.unused = torch.where(better[:, None], rules.budget - rules.power(delta), state.unused)
-        overwrite_(state.delta, better, delta)
-        return
-    rows = better.nonzero()[:, 0]
-    if len(rows):
-        delta = state.point.index_select(0, rows) - search.x.index_select(0, rows)
-        delta = (delta if rules.unit is None else delta.div_(rules.unit)).flatten(1)
-        state.unused.index_copy_(0, rows, rules.budget - rules.power(delta))
-        state.delta.index_copy_(0, rows, delta)
+    return flat, others.add_(rules.power(flat))
 
 
 def _spend(delta: Tensor, search: Search, rules: _Rules) -> None:
