@@ -29,6 +29,7 @@ class Nearest(Search):
         budget: The eps of the threat.
         best: The nearest adversarial point of each active sample, the input itself where there is none.
         reached: Its distance (n,), infinite where there is none.
+        visited: The distance of the last point that was looked at (n,).
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Nearest(Search):
         super()._activate(rows, restart)
         self._point = self.found[rows].clone()
         self._near = self._distance[rows].clone()
+        self.visited = torch.zeros_like(self._near)
 
     @property
     def best(self) -> Tensor:
@@ -63,7 +65,7 @@ class Nearest(Search):
         return self._near
 
     def _record(self, point: Tensor, logits: Tensor) -> None:
-        distance = self.ball.length(point)
+        distance = self.visited = self.ball.length(point)
         # A sample that has what it needs may stay for a while, by how many others do; that must not show.
         nearer = is_wrong(logits, self.y) & (distance < self._near) & ~self._hit
         overwrite_(self._point, nearer, point)
@@ -72,7 +74,7 @@ class Nearest(Search):
 
     def _keep(self, rows: Tensor) -> None:
         super()._keep(rows)
-        self._near = self._near[rows]
+        self._near, self.visited = self._near[rows], self.visited[rows]
 
     def _merge(self) -> None:
         known = per_row(self._near < torch.inf, self._point)

@@ -1,8 +1,8 @@
 """The shortest way to a hyperplane within a box, for batches and without waiting for the device.
 
 Everything here is written for the time that it takes: it runs twice in every step of an attack, and a small
-network is hardly slower. Hence comparisons that write numbers: to choose by a mask costs many times as much. On
-the CPU rows whose search is over are left out of its further rounds; a device goes through all of them.
+network is hardly slower. Hence comparisons that write numbers: to choose by a mask costs many times as much.
+On the CPU rows whose search is over are left out of its further rounds; a device goes through all of them.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ class Planes:
 def _arrival(knee: Tensor, steep: Tensor, rise: Tensor, *, rounds: int) -> Tensor:
     """The time at which features that rise at the speed `steep` until their `knee` have risen enough: (n,).
 
-    The rise is concave and piecewise linear in the time, so Newton's method, which begins at 0, never goes too
-    far, and a round that ends no further feature is exact.
+    The rise is concave and piecewise linear in the time, so Newton's method, which begins at 0, never goes
+    too far, and a round that ends no further feature is exact.
 
     Args:
         knee: When each feature ends (n, features).
@@ -133,7 +133,7 @@ def _threshold(size: Tensor, gain: Tensor, rise: Tensor, *, rounds: int) -> tupl
     upper = torch.stack([size.amax(1) * (1 + _FINEST), torch.zeros_like(rise)])
     chosen = torch.empty_like(size)
     for _ in range(rounds):
-        # Halfway between the middle and where the secant arrives: the secant alone leaves one end where it is.
+        # Halfway between the middle and where the secant arrives: that alone leaves one end where it is.
         share = ((lower[1] - rise) / (lower[1] - upper[1]).clamp_min(_TINY)).clamp_(0, 1)
         middle = torch.lerp(lower[0], upper[0], share.add_(0.5).mul_(0.5))
         given = torch.linalg.vecdot(gain, torch.ge(size, middle[:, None], out=chosen))

@@ -17,7 +17,7 @@ from ..active import Columns
 from ..boundaries import nearest_boundary
 from ..nearest import Nearest
 from ..planes import ENDLESS
-from ..radii import ascend, free_slope, size_of
+from ..radii import ahead, free_slope, size_of
 
 _SMOOTH_SHARE = 0.6  # of the steps follow the surrogates, if they are asked for
 _BEYOND = 1.02  # how much farther than the boundary seems to be the first success is sought
@@ -114,9 +114,9 @@ def _advance(search: Nearest, state: _State, time: float, rate: float, *, smooth
 
 def _step(state: _State, slope: Tensor, share: float) -> None:
     """Go uphill by a share of the radius and give the result the length of the radius, within the range."""
-    ahead = state.delta + ascend("l2", slope, share * state.radius)
+    further = ahead("l2", state.delta, slope, share * state.radius)
     for _ in range(2):  # the second round makes up for most of what the range has cut off
-        size = size_of("l2", ahead)
-        ahead *= (state.radius / size.clamp_min(_TINY))[:, None]
-        ahead = torch.minimum(torch.maximum(ahead, state.low), state.high)
-    state.delta = ahead
+        size = size_of("l2", further)
+        further *= (state.radius / size.clamp_min(_TINY))[:, None]
+        torch.clamp(further, state.low, state.high, out=further)
+    state.delta = further

@@ -17,7 +17,7 @@ from ..boundaries import fewest_features, nearest_boundary
 from ..nearest import Nearest
 from ..penalty import scaled_margin
 from ..planes import ENDLESS
-from ..radii import ascend, dual_of, free_slope, room_of, shrink, size_of
+from ..radii import ahead, dual_of, free_slope, room_of, shrink
 
 _SMOOTH_SHARE = 0.6  # of the steps follow the surrogates, if they are asked for; the rest is precise work
 _FASTEST, _SLOWEST = 0.05, 0.001  # how much the radius changes per step, at the start and at the end
@@ -128,7 +128,7 @@ def _advance(search: Nearest, state: _State, time: float, *, smooth: bool) -> No
     slope = free_slope(search.ball.slope(gradient), state.delta, state.low, state.high)
     success = (lead > 0) | (search.reached < before)
     rise = dual_of(norm, slope, state.low, state.high).clamp_min(_TINY)
-    boundary = (size_of(norm, state.delta) - lead / rise).nan_to_num(ENDLESS)
+    boundary = (search.visited - lead / rise).nan_to_num(ENDLESS)
     _resize(search, state, success, boundary, time)
     _step(search, state, slope, time)
 
@@ -155,8 +155,8 @@ def _step(search: Nearest, state: _State, slope: Tensor, time: float) -> None:
     norm = search.ball.threat.norm
     reach = {"l1": torch.minimum(state.radius, state.room), "l0": state.room}.get(norm, state.radius)
     length = _STRIDE[norm] * _cosine(1.0, 0.0, time) * reach
-    ahead = state.delta + ascend(norm, slope, length)
-    state.delta = shrink(norm, ahead, state.radius, slope, state.low, state.high)
+    further = ahead(norm, state.delta, slope, length)
+    state.delta = shrink(norm, further, state.radius, slope, state.low, state.high)
 
 
 def _cosine(first: float, last: float, time: float) -> float:
