@@ -39,7 +39,9 @@ def is_wrong(logits: Tensor, y: Tensor) -> Tensor:
     A prediction is right only if all of its logits are numbers and the label's is the first largest, as
     argmax decides it. An input that makes the model answer NaN therefore counts against the model.
     """
-    return (logits.argmax(1) != y) | logits.isnan().any(1)
+    # The largest of several numbers of which one is NaN is NaN.
+    highest, prediction = logits.max(1)
+    return (prediction != y) | highest.isnan()
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:

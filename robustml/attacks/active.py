@@ -146,9 +146,7 @@ class Search:
         (gradient,) = torch.autograd.grad(values.sum(), point, allow_unused=True)
         if gradient is None:
             return values.detach(), torch.zeros_like(z)
-        # Some gradients are one number expanded, which cannot be written to.
-        gradient = gradient if gradient.is_contiguous() else gradient.contiguous()
-        return values.detach(), gradient.nan_to_num_(0.0, 0.0, 0.0)
+        return values.detach(), _finite(gradient)
 
     def slopes(
         self, z: Tensor, targets: Tensor | Callable[[Tensor], Tensor], *, smooth: bool = False
@@ -179,7 +177,7 @@ class Search:
             (gradient,) = torch.autograd.grad(
                 gaps[:, index].sum(), point, retain_graph=index < count - 1, allow_unused=True
             )
-            gradients.append(torch.zeros_like(z) if gradient is None else gradient.nan_to_num(0.0, 0.0, 0.0))
+            gradients.append(torch.zeros_like(z) if gradient is None else _finite(gradient))
         return logits.detach(), torch.stack(gradients, dim=1)
 
     def _graph(self, point: Tensor, *, smooth: bool) -> Tensor:
@@ -235,6 +233,13 @@ class Search:
             rest = per_row(self._hit, last)
             self.found[self.rows] = torch.where(rest, self.found[self.rows], self.ball.snap(last))
         return self.found
+
+
+def _finite(gradient: Tensor) -> Tensor:
+    """A gradient with 0 for what is no finite number; it is overwritten where that is possible."""
+    # Some gradients are one number expanded, which cannot be written to.
+    gradient = gradient if gradient.is_contiguous() else gradient.contiguous()
+    return gradient.nan_to_num_(0.0, 0.0, 0.0)
 
 
 def _rung(count: int) -> int:

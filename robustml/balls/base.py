@@ -101,7 +101,7 @@ class Ball(ABC):
 
     def point(self, delta: Tensor) -> Tensor:
         """The valid input that a perturbation of this form leads to: (n, *shape)."""
-        return torch.clamp(self.x + self._unscaled(delta), self.lower, self.upper)
+        return torch.add(self.x, self._unscaled(delta)).clamp_(self.lower, self.upper)
 
     def room(self) -> tuple[Tensor, Tensor]:
         """The lowest and the highest value of each entry of a `delta`, to be read only: (n, features)."""
