@@ -1,7 +1,8 @@
 """The shortest way to a hyperplane within a box, for batches and without waiting for the device.
 
 Everything here is written for the time that it takes: it runs twice in every step of an attack, and a small
-network is hardly slower. Hence comparisons that write numbers: to choose by a mask costs many times as much.
+network is hardly slower. Hence comparisons that write numbers (to choose by a mask costs many times as much)
+and sums of products in a buffer, which take less time than `vecdot`.
 On the CPU rows whose search is over are left out of its further rounds; a device goes through all of them.
 """
 
@@ -94,11 +95,11 @@ def _arrival(knee: Tensor, steep: Tensor, rise: Tensor, *, rounds: int) -> Tenso
         rounds: At most.
     """
     buffer = torch.empty_like(knee)
-    speed = torch.linalg.vecdot(steep, torch.gt(knee, 0, out=buffer))
+    speed = torch.gt(knee, 0, out=buffer).mul_(steep).sum(1)
     time = (rise / speed.clamp_min(_TINY)).clamp_max_(ENDLESS)
     whole, places = time, None
     for _ in range(1, rounds):
-        before, speed = speed, torch.linalg.vecdot(steep, torch.gt(knee, time[:, None], out=buffer))
+        before, speed = speed, torch.gt(knee, time[:, None], out=buffer).mul_(steep).sum(1)
         if reads_freely(knee):
             # The same speed as in the last round: no further feature has ended.
             rows = (speed != before).nonzero()[:, 0]
@@ -111,7 +112,7 @@ def _arrival(knee: Tensor, steep: Tensor, rise: Tensor, *, rounds: int) -> Tenso
                     column.index_select(0, rows) for column in (knee, steep, rise, time, speed)
                 )
                 buffer = torch.empty_like(knee)
-        left = rise - torch.linalg.vecdot(steep, torch.minimum(knee, time[:, None], out=buffer))
+        left = rise - torch.minimum(knee, time[:, None], out=buffer).mul_(steep).sum(1)
         time = (time + left.clamp_min_(0).div_(speed.clamp_min(_TINY))).clamp_max_(ENDLESS)
     return _merged(whole, places, time)
 
@@ -136,7 +137,7 @@ def _threshold(size: Tensor, gain: Tensor, rise: Tensor, *, rounds: int) -> tupl
         # Halfway between the middle and where the secant arrives: that alone leaves one end where it is.
         share = ((lower[1] - rise) / (lower[1] - upper[1]).clamp_min(_TINY)).clamp_(0, 1)
         middle = torch.lerp(lower[0], upper[0], share.add_(0.5).mul_(0.5))
-        given = torch.linalg.vecdot(gain, torch.ge(size, middle[:, None], out=chosen))
+        given = torch.ge(size, middle[:, None], out=chosen).mul_(gain).sum(1)
         enough, point = given >= rise, torch.stack([middle, given])
         lower, upper = torch.where(enough, point, lower), torch.where(enough, upper, point)
     (low, below), (high, above) = lower, upper
