@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from ..kernels import lean
 from ..losses import Loss, is_wrong
 from ..registry import Logits
 from ..sampling import Streams
@@ -181,7 +182,7 @@ class Search:
         return logits.detach(), torch.stack(gradients, dim=1)
 
     def _graph(self, point: Tensor, *, smooth: bool) -> Tensor:
-        with smoothed() if smooth else contextlib.nullcontext():
+        with lean(), smoothed() if smooth else contextlib.nullcontext():
             return self.model(point)
 
     def _record(self, point: Tensor, logits: Tensor) -> None:
