@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gpu
+import kernels
 import natives
 import overhead
 import pytest
@@ -240,6 +241,18 @@ def test_the_residual_network_has_the_usual_size() -> None:
     assert net(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 
 
+def test_the_shorter_way_is_timed_where_it_is_taken_and_where_it_is_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert kernels.main(["--repeats", "1"]) == 0
+    rows = [row.split(" | ") for row in capsys.readouterr().out.splitlines()[2:]]
+    assert len(rows) == len(kernels.LAYERS)
+    taken = {row[0].removeprefix("| "): row[-1].removesuffix(" |") for row in rows}
+    assert taken["ResNet on ImageNet"] == taken["ViT-B/16"] == "yes"
+    assert taken["ResNet on CIFAR-10"] == taken["a layer within"] == "no"
+    assert all(float(row[3]) > 0 for row in rows)
+
+
 @pytest.mark.parametrize(
     ("main", "options", "said"),
     [
@@ -250,6 +263,7 @@ def test_the_residual_network_has_the_usual_size() -> None:
         (overhead.main, ["--data", "nowhere"], "--data"),
         (overhead.main, ["--norm", "l3"], "l3"),
         (gpu.main, ["--attack", "pdg"], "pdg"),
+        (kernels.main, ["--repeats", "0"], "whole number"),
     ],
 )
 def test_mistakes_are_answered_in_one_line(
