@@ -169,7 +169,11 @@ class _Mapped(nn.Module):
         return torch.func.vmap(lambda one: self.net(one[None])[0])(x)
 
 
-@pytest.mark.parametrize("dressed", [_Again, _Mapped, torch.jit.script, lambda net: net], ids=str)
+@pytest.mark.parametrize(
+    "dressed",
+    [_Again, _Mapped, torch.jit.script, lambda net: net],
+    ids=["checkpointed", "mapped", "scripted", "plain"],
+)
 def test_attacks_find_the_same_with_and_without(dressed, monkeypatch) -> None:
     net, x = _net(), _pictures().detach()
     inputs = InputSpec(shape=(3, 9, 9), dtype="float64")
