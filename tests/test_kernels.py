@@ -71,6 +71,14 @@ def _pictures(channels: int = 3) -> Tensor:
     return torch.rand(5, channels, 9, 9, generator=generator, dtype=torch.float64).requires_grad_()
 
 
+def _both_ways(changes) -> tuple[Tensor, Tensor, Tensor]:
+    """Pictures, and what a network says of them outside and inside of `lean`."""
+    net, x = _net(**changes), _pictures(changes.get("in_channels", 3))
+    plain = net(x)
+    with lean():
+        return x, plain, net(x)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -84,10 +92,7 @@ def _pictures(channels: int = 3) -> Tensor:
     ids=str,
 )
 def test_the_gradient_of_a_network_is_what_it_was_and_the_value_is_so_to_the_last_bit(changes) -> None:
-    net, x = _net(**changes), _pictures(changes.get("in_channels", 3))
-    plain = net(x)
-    with lean():
-        out = net(x)
+    x, plain, out = _both_ways(changes)
     assert _is_taken(out)
     assert not _is_taken(plain)
     assert torch.equal(out, plain)
@@ -109,10 +114,7 @@ def test_the_gradient_of_a_network_is_what_it_was_and_the_value_is_so_to_the_las
     ids=str,
 )
 def test_other_convolutions_are_left_alone(changes) -> None:
-    net, x = _net(**changes), _pictures(changes.get("in_channels", 3))
-    plain = net(x)
-    with lean():
-        out = net(x)
+    x, plain, out = _both_ways(changes)
     assert not _is_taken(out)
     wanted, found = (torch.autograd.grad(part.sum(), x)[0] for part in (plain, out))
     assert torch.equal(found, wanted)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .nearest import Nearest
 from .planes import ENDLESS, to_plane
-from .radii import ascend, dual_of, free_slope
+from .radii import ahead, dual_of, free_slope
 
 __all__ = ["Boundary", "fewest_features", "likely_classes", "nearest_boundary", "step_across"]
 
@@ -113,5 +113,5 @@ def step_across(norm: str, boundary: Boundary, delta: Tensor, low: Tensor, high:
         low: Lowest value of each entry of `delta` (n, features).
         high: Highest value of each entry of `delta` (n, features).
     """
-    ahead = delta + ascend(norm, boundary.slope, boundary.away)
-    return torch.minimum(torch.maximum(ahead, low), high)
+    further = ahead(norm, delta, boundary.slope, boundary.away)
+    return torch.minimum(torch.maximum(further, low), high)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..balls.soft import headroom, softened
 from .planes import ENDLESS
 
-__all__ = ["ahead", "ascend", "dual_of", "free_slope", "room_of", "shrink", "size_of"]
+__all__ = ["ahead", "dual_of", "free_slope", "room_of", "shrink", "size_of"]
 
 _HALVINGS = 14
 _TIE = 0.01
@@ -67,18 +67,12 @@ def free_slope(slope: Tensor, delta: Tensor, low: Tensor, high: Tensor) -> Tenso
     return torch.ne(delta, end, out=end).mul_(slope)
 
 
-def ascend(norm: str, slope: Tensor, length: Tensor) -> Tensor:
-    """A step along a gradient (n, features) whose size is `length` (n,).
+def ahead(norm: str, delta: Tensor, slope: Tensor, length: Tensor) -> Tensor:
+    """Perturbations (n, features) after a step along a gradient (n, features) whose size is `length` (n,).
 
     The size is that of the norm for Linf and L2; for L1 and L0, whose steepest ascent moves a single feature,
     it is the change of the feature that changes most.
     """
-    direction, factor = _uphill(norm, slope, length)
-    return direction * factor
-
-
-def ahead(norm: str, delta: Tensor, slope: Tensor, length: Tensor) -> Tensor:
-    """Perturbations (n, features) after a step as `ascend` gives it, in one operation with it."""
     return torch.addcmul(delta, *_uphill(norm, slope, length))
 
 

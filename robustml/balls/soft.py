@@ -41,14 +41,18 @@ def soft_threshold(size: Tensor, room: Tensor, radius: Tensor) -> Tensor:
         room: How much may be left of each feature at most, at least 0, perhaps infinite (n, features).
         radius: Of the ball, at least 0 (n, 1).
     """
-    start, most = torch.zeros_like(radius), size.amax(1, keepdim=True)
     if not reads_freely(size):
-        return _closing_in(size, room, radius, start, start, most, rounds=_ROUNDS)
+        return _bracketed(size, room, radius)
     at, rows = _newton(size, room, radius)
     if len(rows):
-        part = (whole.index_select(0, rows) for whole in (size, room, radius, start, start, most))
-        at.index_copy_(0, rows, _closing_in(*part, rounds=_ROUNDS))
+        part = (whole.index_select(0, rows) for whole in (size, room, radius))
+        at.index_copy_(0, rows, _bracketed(*part))
     return at
+
+
+def _bracketed(size: Tensor, room: Tensor, radius: Tensor) -> Tensor:
+    start = torch.zeros_like(radius)
+    return _closing_in(size, room, radius, start, start, size.amax(1, keepdim=True), rounds=_ROUNDS)
 
 
 def _newton(size: Tensor, room: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,15 +60,21 @@ def _newton(size: Tensor, room: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]
 
     Few do, and a round with a bracket takes twice as many operations.
     """
-    at = torch.zeros_like(radius)
+    at, kept = torch.zeros_like(radius), torch.minimum(size, room)
+    excess = kept.sum(1, keepdim=True).sub_(radius)
     # At 0 less than the radius will do.
-    rows = (torch.minimum(size, room).sum(1) > radius[:, 0]).nonzero()[:, 0]
+    rows = (excess > 0)[:, 0].nonzero()[:, 0]
     if len(rows) < len(size):
-        size, room, radius = (whole.index_select(0, rows) for whole in (size, room, radius))
+        size, room, radius, excess = (whole.index_select(0, rows) for whole in (size, room, radius, excess))
     allowed = radius * (_ROUNDING * torch.finfo(size.dtype).eps)
-    here, left = torch.zeros_like(radius), size
-    kept, free = torch.empty_like(size), torch.empty_like(size)
-    for _ in range(_FREE_ROUNDS):
+    here, left, going = torch.zeros_like(radius), size, excess > allowed
+    kept, free = kept[: len(rows)], torch.empty_like(size)
+    for _ in range(_FREE_ROUNDS if len(rows) else 0):
+        # Only features strictly between 0 and their room change with the threshold.
+        moving = torch.lt(left, room, out=kept).mul_(torch.sign(left, out=free)).sum(1, keepdim=True)
+        # Rows that have arrived stay where they are, whatever becomes of the others.
+        here = torch.where(going, excess.div_(moving.clamp_min_(_TINY)).add_(here), here)
+        left = torch.sub(size, here, out=free).clamp_min_(0)
         excess = torch.minimum(left, room, out=kept).sum(1, keepdim=True).sub_(radius)
         going = excess.abs() > allowed
         left_over = going[:, 0].nonzero()[:, 0]
@@ -78,11 +88,6 @@ def _newton(size: Tensor, room: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]
                 part.index_select(0, left_over) for part in parts
             )
             kept, free = kept[: len(rows)], free[: len(rows)]
-        # Only features strictly between 0 and their room change with the threshold.
-        moving = torch.lt(left, room, out=kept).mul_(torch.sign(left, out=free)).sum(1, keepdim=True)
-        # Rows that have arrived stay where they are, whatever becomes of the others.
-        here = torch.where(going, excess.div_(moving.clamp_min_(_TINY)).add_(here), here)
-        left = torch.sub(size, here, out=free).clamp_min_(0)
     return at, rows
 
 

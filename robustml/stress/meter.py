@@ -152,7 +152,8 @@ class Meter:
     def _ball_here(self) -> Ball:
         """What is allowed around the samples in focus."""
         if self._near is None:
-            self._near = self._ball.select(self._rows) if self._rows is not None else self._ball
+            assert self._rows is not None
+            self._near = self._ball.select(self._rows)
         return self._near
 
     def _keep_few(self, rows: Tensor | None, new: Tensor, x: Tensor) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from robustml.attacks.planes import ENDLESS
-from robustml.attacks.radii import ascend, shrink
+from robustml.attacks.radii import ahead, shrink
 from robustml.inputs import InputSpec
 from robustml.registry import find_attack
 from robustml.sampling import Streams
@@ -273,11 +273,11 @@ def test_shrinking_stays_in_range_and_within_the_radius(seed, norm, share) -> No
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
 def test_steps_have_the_length_that_is_asked_for(norm, size) -> None:
     slope = torch.tensor([[3.0, -4.0, 0.0], [0.0, 0.0, 0.0]]) * size
-    step = ascend(norm, slope, torch.tensor([2.0, 2.0]))
+    step = ahead(norm, torch.zeros_like(slope), slope, torch.tensor([2.0, 2.0]))
     order = 2 if norm == "l2" else math.inf
     torch.testing.assert_close(step.norm(p=order, dim=1), torch.tensor([2.0, 0.0]))
     assert torch.equal(step.sign(), slope.sign())
-    assert torch.isfinite(ascend(norm, slope, torch.full((2,), ENDLESS))).all()
+    assert torch.isfinite(ahead(norm, torch.zeros_like(slope), slope, torch.full((2,), ENDLESS))).all()
 
 
 @pytest.fixture(scope="module")

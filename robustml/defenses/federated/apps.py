@@ -18,7 +18,7 @@ from ..privacy.ledger import Ledger
 from .client import Client
 from .server import Server
 
-__all__ = ["client_app", "ledger_of", "server_app"]
+__all__ = ["client_app", "ledger_in", "ledger_of", "server_app"]
 
 MakeClient = Callable[[Context], Client]
 MakeServer = Callable[[Context], Server]
@@ -108,12 +108,23 @@ def ledger_of(context: Context, path: Path | None = None) -> Ledger:
         InputError: for a file that is no ledger: it is not the same as nothing spent.
     """
     if path is not None and path.exists():
-        try:
-            return Ledger.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{str(path)!r} is not a ledger: {brief(str(error))}") from None
+        return ledger_in(path)
     kept = context.state.get("ledger")
     return Ledger.from_dict(json.loads(str(kept["json"]))) if isinstance(kept, ConfigRecord) else Ledger()
+
+
+def ledger_in(path: Path) -> Ledger:
+    """What a client has written down of the cost of its privacy; nothing is spent where there is no file.
+
+    Raises:
+        InputError: for a file that is no ledger.
+    """
+    if not path.exists():
+        return Ledger()
+    try:
+        return Ledger.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{str(path)!r} is not a ledger: {brief(str(error))}") from None
 
 
 def _mode(context: Context) -> str | None:

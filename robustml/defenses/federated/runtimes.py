@@ -15,7 +15,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from ...errors import InputError
 from ...extras import need
 from ..privacy.ledger import Ledger
-from .apps import client_app, ledger_of, server_app
+from .apps import client_app, ledger_in, server_app
 from .client import Client
 from .environment import at_home, quiet
 from .grid import InProcessGrid, answered, identified
@@ -114,9 +114,7 @@ def _on_ray(server: Server, clients: Sequence[Client], hostile: Hostile) -> None
 
 def _read(path: Path) -> Ledger:
     try:
-        return ledger_of(
-            Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={}), path
-        )
+        return ledger_in(path)
     except InputError:
         return Ledger(UNKNOWN)
 
